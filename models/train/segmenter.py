@@ -1,7 +1,7 @@
 """Trains tiny-segmenter: a Segformer that finds clothes, hair, face and limbs of the people of tiny-edit.
 
     python segmenter.py data DIR [SHARDS]        renders people and what each pixel of them is, seeded, resumable by shard
-    python segmenter.py train DIR OUT.pt STEPS   one thread, seeded: the same versions on the same processor make the same bits
+    python segmenter.py train DIR OUT.pt STEPS   one thread, seeded
     python segmenter.py export OUT.pt MODEL_DIR
     python segmenter.py measure MODEL_DIR        of people that no training saw, into MODEL_DIR/measure.json
     python segmenter.py people DIR               the first of these, for the engine's test: people.png and labels.png, side by side

@@ -171,6 +171,10 @@ const TESTS: &[(&str, &[&str])] = &[
             "E/engine/controlnets.rs a_control_that_cannot_be_is_refused_in_words",
         ],
     ),
+    (
+        "They are refused together with `step_cache`",
+        &["tests/it/controls.rs every_refusal_of_controls_names_its_field_and_what_is_allowed"],
+    ),
     ("A ControlNet sees both prompts", &["E/parity/controlnets.rs parity_of_images_with_controlnets"]),
     ("A ControlNet of scale 0", &["E/engine/controlnets.rs what_adds_nothing_changes_no_bit"]),
     (

@@ -62,6 +62,10 @@ fn handler(host: &HostProcess, place: u64) -> u32 {
     u32::try_from(started.next_back().unwrap()["pid"].as_u64().unwrap()).unwrap()
 }
 
+/// What the bundled segmenter finds.
+const MASK_CLASSES: [&str; 10] =
+    ["Background", "Hair", "Face", "Upper-clothes", "Dress", "Pants", "Left-leg", "Right-leg", "Left-arm", "Right-arm"];
+
 async fn by_openais_api(host: &HostProcess, client: &Client) {
     let generations = client.post(format!("http://{}/v1/images/generations", host.address())).bearer_auth(TOKEN);
     let answer = generations.try_clone().unwrap().json(&json!({ "model": "tiny-edit", "prompt": "x" })).send().await.unwrap();
@@ -84,8 +88,7 @@ async fn http_jobs_go_to_the_model_that_does_their_task() {
               "defaults": { "steps": 20, "guidance_scale": 4.0, "scheduler": "dpmsolver++", "width": 128, "height": 128, "seed": 42 },
               "status": "hot", "model_loaded": true },
             { "name": "tiny-edit", "model_type": "qwen-image-edit", "backend": "candle", "tasks": ["tryon", "edit"],
-              "modes": ["fp8"], "loras": false, "controlnets": [], "ip_adapters": [], "upscalers": [], "guidance": true, "side_multiple_px": 16,
-              "mask_classes": ["Background", "Hair", "Face", "Upper-clothes", "Dress", "Pants", "Left-leg", "Right-leg", "Left-arm", "Right-arm"],
+              "modes": ["fp8"], "loras": false, "controlnets": [], "ip_adapters": [], "upscalers": [], "mask_classes": MASK_CLASSES, "guidance": true, "side_multiple_px": 16,
               "status": "hot", "model_loaded": true },
         ])
     );

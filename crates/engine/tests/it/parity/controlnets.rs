@@ -109,8 +109,8 @@ fn parity_of_images_with_controlnets() {
 
 fn loaded(case: &Steered, device: Device) -> (TempDir, StableDiffusion) {
     let names: &[&str] = if case.model == "sdxl" { &["canny"] } else { &["canny", "depth"] };
-    let variant = case.unet.as_ref().map(|variant| fixtures().join("sdxl/variants").join(variant));
-    let copy = with_unet(&case.model, variant.as_deref());
+    let unet = case.unet.as_ref().map(|variant| fixtures().join("sdxl/variants").join(variant).join("unet"));
+    let copy = with_unet(&case.model, unet.as_deref());
     let settings =
         Settings { controlnets: files(&case.model, names), graphs: true, ..Settings::new(copy.path(), DType::F32, device) };
     let engine = StableDiffusion::load(&settings).expect("loads");

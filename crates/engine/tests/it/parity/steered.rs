@@ -60,13 +60,13 @@ pub(super) fn checkpoint(model: &str) -> PathBuf {
     fixtures().join(if model == "sdxl" { "sdxl" } else { "sd/sd15" })
 }
 
-/// A copy of a model's checkpoint, with the UNet of another.
-pub(super) fn with_unet(model: &str, variant: Option<&Path>) -> TempDir {
+/// A copy of a model's checkpoint, perhaps with another UNet: the directory that has it.
+pub(super) fn with_unet(model: &str, unet: Option<&Path>) -> TempDir {
     let copy = tempfile::tempdir().expect("a directory");
     crate::engine::copy_directory(&checkpoint(model), copy.path());
-    if let Some(variant) = variant {
+    if let Some(unet) = unet {
         fs::remove_dir_all(copy.path().join("unet")).expect("removes");
-        crate::engine::copy_directory(&variant.join("unet"), &copy.path().join("unet"));
+        crate::engine::copy_directory(unet, &copy.path().join("unet"));
     }
     copy
 }

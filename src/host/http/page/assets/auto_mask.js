@@ -1,4 +1,4 @@
-/** Has the mask of a try-on made by the host, which finds the clothes in the person's image: an alternative to painting it. */
+/** Has the mask of a try-on made by the host, which finds the clothes in the person's image. */
 
 import { el, field } from './dom.js';
 
@@ -6,7 +6,7 @@ import { el, field } from './dom.js';
 const GARMENTS = [['upper', 'upper clothes'], ['lower', 'lower clothes'], ['full', 'all clothes'], ['shoes', 'shoes']];
 
 export class AutoMask {
-  /** @param {(wanted: boolean) => void} changed whether a mask is to be made, so that none is painted */
+  /** @param {(wanted: boolean) => void} changed whether a mask is to be made, in place of one by hand */
   constructor(changed) {
     this.changed = changed;
     this.garment = el('select', { 'data-field': 'auto_mask.garment', onchange: () => this.show() },
