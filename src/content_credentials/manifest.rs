@@ -142,7 +142,8 @@ impl Manifest {
         let shape = json!({ "type": "rectangle", "unit": "percent", "origin": origin, "width": width, "height": height });
         let region = json!([{ "type": "spatial", "shape": shape }]);
         if let Some(edited) = self.actions.last_mut() {
-            edited["changes"] = json!([{ "region": region, "role": "c2pa.edited" }]);
+            // Without a role, which this release of c2pa writes and cannot read.
+            edited["changes"] = json!([{ "region": region }]);
         }
         self
     }

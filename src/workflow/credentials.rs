@@ -49,7 +49,7 @@ impl Step for CredentialsStep {
         let has_text = job.watermark.is_some();
         let marks = context.invisible_marks.iter().map(|mark| mark.as_ref().is_some_and(|mark| mark.embedded));
         let marks: Vec<bool> = marks.collect();
-        // A step of the user's own may have moved it, and what stands behind the results is another picture.
+        // A step of the user's own may have moved it, and a sheet behind the results is another image.
         let moved = context.user_steps.iter().any(|done| done.changed);
         let changed = context.changed.filter(|_| !is_private && !moved);
         let results = job.task.num_images().get() as usize;
