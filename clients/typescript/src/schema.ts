@@ -593,7 +593,7 @@ export interface components {
              */
             garment_image: string;
             consent?: components["schemas"]["Consent"];
-            auto_mask?: components["schemas"]["AutoMask"];
+            auto_mask?: components["schemas"]["AutoMask"] | null;
             config?: components["schemas"]["TryOnConfig"];
         };
         EditForm: {
@@ -664,7 +664,7 @@ export interface components {
              */
             garment_image: string;
             consent?: components["schemas"]["Consent"];
-            auto_mask?: components["schemas"]["AutoMask"];
+            auto_mask?: components["schemas"]["AutoMask"] | null;
             config?: components["schemas"]["TryOnConfig"];
             seed?: number;
             steps?: number;
