@@ -95,6 +95,12 @@ fn start(root: &Path, arguments: &[&str], environment: &[&str]) -> Command {
     command
 }
 
+/// Whether a process has this directory as its root.
+fn is_lived_in(root: &Path) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    processes.map(|process| process.path().join("root")).any(|own| fs::read_link(own).is_ok_and(|own| own == root))
+}
+
 /// With nothing set and nobody to trust: the spool is a directory that its user may write, and HTTPS has authorities all the same.
 #[tokio::test]
 async fn the_image_starts_with_nothing_set() {
@@ -117,6 +123,7 @@ async fn the_image_starts_with_nothing_set() {
     let said = fs::read_to_string(&log).unwrap();
     let _ = host.kill();
     let _ = host.wait();
+    crate::host::eventually("no process is left in the image", || !is_lived_in(root.path())).await.unwrap();
     listening.unwrap();
     assert!(listens(), "{said}");
     assert!(said.contains("this system has no certificate authorities"), "{said}");
