@@ -30,10 +30,14 @@ pub struct Manifest {
     /// The checkpoint's diffusers-layout directory, relative to the manifest.
     #[serde(deserialize_with = "relative")]
     pub checkpoint: PathBuf,
-    /// One file with all weights under the names of Stable Diffusion's first release, relative to the manifest; of a flow the transformer alone.
+    /// One file with all weights under the names of Stable Diffusion's first release, relative to the manifest; of a flow the transformer alone, which
+    /// may be GGUF.
     /// Without it the weights lie in the checkpoint's directory.
     #[serde(default, deserialize_with = "relative_if_any")]
     pub weights: Option<PathBuf>,
+    /// Z-Image and FLUX.1: a GGUF file with the weights of the large text encoder, Qwen3 or T5, relative to the manifest.
+    #[serde(default, deserialize_with = "relative_if_any")]
+    pub text_encoder: Option<PathBuf>,
     /// The licence of the weights, which goes into every record: a name that people know, such as `CreativeML OpenRAIL-M`.
     #[serde(default)]
     pub licence: Option<String>,
@@ -78,7 +82,7 @@ pub struct Manifest {
     #[serde(default)]
     pub source: Option<Source>,
     /// Directories next to the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that `modes`,
-    /// `weights`, `controlnets`, `ip_adapters`, `upscalers` or `segmenter` name.
+    /// `weights`, `text_encoder`, `controlnets`, `ip_adapters`, `upscalers` or `segmenter` name.
     #[serde(default)]
     pub additional_sources: BTreeMap<FilePath, Source>,
     /// What a job gets that leaves a field out.
@@ -248,7 +252,9 @@ impl Manifest {
         self.file = file;
         let directory = self.directory().to_owned();
         self.checkpoint = directory.join(&self.checkpoint);
-        self.weights = self.weights.take().map(|weights| directory.join(weights));
+        for file in [&mut self.weights, &mut self.text_encoder].into_iter().flatten() {
+            *file = directory.join(&*file);
+        }
         if let Some(checker) = &mut self.checker {
             checker.directory = directory.join(&checker.directory);
         }
@@ -282,6 +288,7 @@ impl Manifest {
         if kind != Kind::Qwen && !self.modes.names().is_empty() {
             return Err(("modes", "is for families qwen-image and qwen-image-edit; this one has none".into()));
         }
+        self.check_gguf()?;
         if kind == Kind::StableDiffusion {
             return self.check_nets();
         }
@@ -332,6 +339,20 @@ impl Manifest {
             return Err("licence must name the licence of the weights, or be left out".into());
         }
         Ok(())
+    }
+
+    /// Where GGUF files may stand, and where nothing else may.
+    fn check_gguf(&self) -> Result<(), (&'static str, String)> {
+        let is_flow = self.family.kind() == Kind::Flow;
+        let is_gguf = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "gguf");
+        match &self.text_encoder {
+            Some(_) if !is_flow => Err(("text_encoder", "is for families z-image and flux; leave it out".into())),
+            Some(file) if !is_gguf(file) => Err(("text_encoder", "must be a .gguf file".into())),
+            _ if !is_flow && self.weights.as_ref().is_some_and(is_gguf) => {
+                Err(("weights", "is GGUF, which is read for families z-image and flux alone; take a .safetensors file".into()))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_nets(&self) -> Result<(), (&'static str, String)> {

@@ -96,7 +96,7 @@ pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf
     }
     let modes = config.model.modes();
     let beside = manifest.modes.among(&modes).flat_map(ModeWeights::files);
-    for file in manifest.weights.iter().chain(beside) {
+    for file in manifest.weights.iter().chain(&manifest.text_encoder).chain(beside) {
         let about = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?;
         found.push((file.clone(), about.len()));
     }

@@ -28,7 +28,7 @@ pub struct Plan {
     /// The one file that holds all weights, where the manifest names one.
     pub weights: Option<FilePath>,
     /// Directories of weights that nothing reads: a model with another one's transformer does not bring its own.
-    pub unread: &'static [&'static str],
+    pub unread: Vec<&'static str>,
     /// Whether nothing may be fetched.
     pub offline: bool,
     pub retry_policy: RetryPolicy,
@@ -130,7 +130,7 @@ pub async fn pull(plan: &Plan, origin: &Origin, report: &(dyn Fn(&Step<'_>) + Sy
     let lacks = |files: Vec<String>| ModelError::Lacks { place: plan.source.place.to_string(), files };
     if plan.source.files.is_empty() {
         let names: Vec<FilePath> = listed.keys().cloned().collect();
-        let chosen = wanted(&names, plan.source.variant.as_deref(), (plan.weights.as_ref(), plan.unread)).map_err(lacks)?;
+        let chosen = wanted(&names, plan.source.variant.as_deref(), (plan.weights.as_ref(), &plan.unread)).map_err(lacks)?;
         open.extend(chosen.into_iter().map(|path| (path, None)));
     }
     let missing: Vec<String> = open.keys().filter(|path| !listed.contains_key(*path)).map(ToString::to_string).collect();

@@ -98,6 +98,7 @@ fn flow(
     let defaults = &manifest.defaults;
     Ok(flow::engine::Settings {
         transformer: manifest.weights.clone(),
+        text_encoder: manifest.text_encoder.clone(),
         dtype,
         width_px: defaults.width.get(),
         height_px: defaults.height.get(),

@@ -27,6 +27,12 @@ pub fn check(manifest: &Manifest) -> Result<(), EngineError> {
     }
 }
 
+/// Where a checkpoint of a flow has its large text encoder, for which a manifest can name another file.
+#[must_use]
+pub fn large_encoder(family: Family) -> &'static str {
+    if family == Family::Flux { "text_encoder_2" } else { "text_encoder" }
+}
+
 /// Whether there are weight files of each part that is loaded, where `modes` are.
 ///
 /// # Errors
@@ -41,6 +47,9 @@ pub fn check_weights(manifest: &Manifest, modes: &[Mode]) -> Result<(), EngineEr
     let replaces_all = matches!(manifest.family, Family::StableDiffusion1 | Family::StableDiffusionXl);
     if manifest.weights.is_some() {
         components.retain(|component| !replaces_all && *component != "transformer");
+    }
+    if manifest.text_encoder.is_some() {
+        components.retain(|component| *component != large_encoder(manifest.family));
     }
     let mut of_modes = modes.iter().map(|mode| manifest.modes.of(*mode).and_then(|weights| weights.transformer.as_ref()));
     if !modes.is_empty() && of_modes.all(|transformer| transformer.is_some()) {

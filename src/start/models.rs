@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest as _, Sha256};
 
 use super::command::{all_named, files_key, line};
+use super::family::large_encoder;
 use super::pack;
 use crate::config::manifest::{Kind, Manifest, ModeWeights};
 use crate::config::segmenter::Segmenter;
@@ -83,21 +84,19 @@ pub async fn run(options: Options, config: Option<&Path>, environment: &Environm
 pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<Vec<Plan>> {
     let manifest = config.manifest_of(name, environment)?;
     let modes: Vec<&ModeWeights> = manifest.modes.among(&config.model.modes()).collect();
-    let elsewhere = weights_elsewhere(&manifest);
+    let elsewhere = elsewhere_of(&manifest, manifest.weights.as_ref());
     let is_flow = manifest.family.kind() == Kind::Flow;
     anyhow::ensure!(
         !is_flow || manifest.weights.is_none() || elsewhere.is_some(),
         "weights: of family {} it is the transformer alone, and must lie in one of additional_sources, to be brought",
         manifest.family.as_str()
     );
+    anyhow::ensure!(
+        manifest.text_encoder.is_none() || elsewhere_of(&manifest, manifest.text_encoder.as_ref()).is_some(),
+        "text_encoder: must lie in one of additional_sources, to be brought"
+    );
     let weights = if elsewhere.is_some() { None } else { weights_in_checkpoint(&manifest)? };
-    let read = modes.is_empty() || modes.iter().any(|mode| mode.transformer.is_none());
-    let unread: &[&str] = match (&elsewhere, read) {
-        (Some(_), _) if is_flow => &["transformer"],
-        (Some(_), _) => &WITH_WEIGHTS,
-        (None, true) => &[],
-        (None, false) => &["transformer"],
-    };
+    let unread = unread(&manifest, &modes, elsewhere.is_some());
     let source = manifest.source.clone().with_context(|| {
         format!("{}: has no `source`; name where its files come from: hub, s3 or directory", manifest.file.display())
     })?;
@@ -112,7 +111,14 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
             let encoder = listed(&adapter.image_encoder, adapter.encoder_files(), &directory, source);
             encoder.into_iter().chain([adapter.weights.clone()])
         });
-        let named = modes.iter().flat_map(|mode| mode.files()).chain(elsewhere).cloned().chain(checker).chain(controlnets);
+        let named = modes
+            .iter()
+            .flat_map(|mode| mode.files())
+            .chain(elsewhere)
+            .chain(&manifest.text_encoder)
+            .cloned()
+            .chain(checker)
+            .chain(controlnets);
         let upscalers = manifest.upscalers.iter().map(|upscaler| upscaler.weights.clone());
         let segmenter = manifest.segmenter.iter().flat_map(|segmenter| {
             let every_one = Segmenter::FILES.map(|file| segmenter.directory.join(file)).to_vec();
@@ -126,7 +132,7 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
             .collect();
         if !files.is_empty() {
             let source = Source { files, ..source.clone() };
-            plans.push(Plan { source, directory, weights: None, unread: &[], offline, retry_policy });
+            plans.push(Plan { source, directory, weights: None, unread: Vec::new(), offline, retry_policy });
         }
     }
     Ok(plans)
@@ -139,9 +145,21 @@ fn listed(path: &Path, every_one: Vec<PathBuf>, directory: &Path, source: &Sourc
     if listed.is_empty() { every_one } else { listed }
 }
 
-/// The one file with all weights, where a directory next to the checkpoint has it.
-fn weights_elsewhere(manifest: &Manifest) -> Option<&PathBuf> {
-    let weights = manifest.weights.as_ref()?;
+/// The directories of a checkpoint whose weights nothing reads; `elsewhere`: whether one file outside of it has all of them, or of a flow the transformer.
+fn unread(manifest: &Manifest, modes: &[&ModeWeights], elsewhere: bool) -> Vec<&'static str> {
+    let is_flow = manifest.family.kind() == Kind::Flow;
+    let reads_own = modes.is_empty() || modes.iter().any(|mode| mode.transformer.is_none());
+    let encoder = manifest.text_encoder.as_ref().map(|_| large_encoder(manifest.family));
+    match elsewhere {
+        true if !is_flow => WITH_WEIGHTS.to_vec(),
+        false if reads_own => encoder.into_iter().collect(),
+        _ => ["transformer"].into_iter().chain(encoder).collect(),
+    }
+}
+
+/// One file of weights, where a directory next to the checkpoint has it.
+fn elsewhere_of<'a>(manifest: &Manifest, weights: Option<&'a PathBuf>) -> Option<&'a PathBuf> {
+    let weights = weights?;
     let directories = manifest.additional_sources.keys().map(|directory| directory.under(manifest.directory()));
     directories.into_iter().any(|directory| weights.starts_with(directory)).then_some(weights)
 }
@@ -257,7 +275,7 @@ fn state(manifest: Manifest) -> String {
     let all = source.files.len();
     let place = source.place.to_string();
     let retry_policy = crate::models::download::RetryPolicy::default();
-    let plan = Plan { source, directory: manifest.checkpoint, weights: None, unread: &[], offline: true, retry_policy };
+    let plan = Plan { source, directory: manifest.checkpoint, weights: None, unread: Vec::new(), offline: true, retry_policy };
     match (there, all) {
         (false, _) => format!("{family}  absent  from {place}"),
         (true, 0) => format!("{family}  there{packed}, not pinned  from {place}"),

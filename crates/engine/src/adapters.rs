@@ -13,6 +13,7 @@ use super::finite::is_finite;
 use super::graphs::module_number;
 use super::learned_word::Bundled;
 use super::lora::{Lora, LoraError};
+use super::packed::{unpacked, unpacked_name};
 use super::recent::Recent;
 use super::weights::{Shapes, Tensors, Weights};
 use super::{AlphaSource, EngineError, LoraFile};
@@ -219,7 +220,12 @@ pub(super) fn first_not_finite(tensors: &Tensors, prefixes: &[&str]) -> candle_c
     let mut names: Vec<&String> = chosen.collect();
     names.sort();
     for name in names {
-        if !is_finite(&tensors[name])? {
+        // Blocks are so where what they stand for is.
+        let tensor = match unpacked_name(name) {
+            Some((_, format)) => unpacked(&tensors[name], format, DType::F32)?,
+            None => tensors[name].clone(),
+        };
+        if !is_finite(&tensor)? {
             return Ok(Some(name.clone()));
         }
     }

@@ -7,6 +7,8 @@ mod epilogue;
 #[cfg(feature = "cuda")]
 mod fp8;
 #[cfg(feature = "cuda")]
+mod gguf;
+#[cfg(feature = "cuda")]
 mod modulation;
 #[cfg(feature = "cuda")]
 mod norm_rope;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 #[cfg(feature = "cuda")]
 use std::sync::{Mutex, PoisonError};
 
+use atelier_kernels::gguf::BlockFormat;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::EngineError;
@@ -354,6 +357,18 @@ pub(super) fn widened(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
         return fp8::widened(cuda, &tensor.contiguous()?, dtype);
     }
     tensor.to_dtype(dtype)
+}
+
+/// Weights in `blocks` of a GPU, (out, bytes of a row), u8, made whole: (out, in), in the format `dtype`. `None` where they are not on one.
+#[cfg(feature = "cuda")]
+pub(super) fn unpacked(blocks: &Tensor, format: BlockFormat, dtype: DType) -> Option<Result<Tensor>> {
+    let Device::Cuda(cuda) = blocks.device() else { return None };
+    Some(gguf::unpacked(cuda, blocks, format, dtype))
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn unpacked(_: &Tensor, _: BlockFormat, _: DType) -> Option<Result<Tensor>> {
+    None
 }
 
 #[cfg(test)]

@@ -12,6 +12,14 @@ use super::weights::Shapes;
 /// What the names of its tensors begin with.
 const COMPONENT: &str = "transformer.";
 
+/// What the names in a transformer's own file may begin with (`ComfyUI`, original releases).
+const PREFIXES: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", "transformer."];
+
+/// Tensors of a model, and where each may be in a file, most likely first.
+pub(super) type Places<'a> = Vec<(&'a str, Vec<Place<'a>>)>;
+/// A file's name for a tensor, and its rows there, where those are not all.
+pub(super) type Place<'a> = (String, Option<&'a [Range<usize>]>);
+
 /// Ours and the first name of what is called otherwise, wherever it stands in a module's name.
 type Renamed = &'static [(&'static str, &'static str)];
 
@@ -170,7 +178,7 @@ impl OriginalLayers {
 
     /// Where the tensor `name` of the model may be in a file of its transformer alone, most likely first: the file's name for it, and its rows there,
     /// where those are not all.
-    pub(super) fn places(&self, name: &str) -> Vec<(String, Option<&[Range<usize>]>)> {
+    pub(super) fn places(&self, name: &str) -> Vec<Place<'_>> {
         let Some(own) = name.strip_prefix(COMPONENT) else { return Vec::new() };
         let mut places = vec![(own.to_owned(), None)];
         let Some((module, kind)) = name.rsplit_once('.') else { return places };
@@ -201,6 +209,11 @@ impl OriginalLayers {
         }
         joint
     }
+}
+
+/// A name in a transformer's own file without what it begins with, where it begins so.
+pub(super) fn bare(name: &str) -> Option<&str> {
+    PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix))
 }
 
 /// These rows of a tensor, one range behind the other; a single range is read from where it lies.

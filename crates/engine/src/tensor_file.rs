@@ -9,14 +9,13 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensorError};
 
 use super::EngineError;
-use super::tensor_table::{has_entries_up_to, tensor_table};
+use super::gguf_file::GgufFile;
+use super::tensor_table::{MAX_TENSORS, has_entries_up_to, tensor_table};
 
 /// Bytes of the header's length, at the beginning of a file.
 pub(super) const LENGTH_BYTES: usize = 8;
 /// The table of the largest model has 1 MB, and trainers write a few MB of notes next to it.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// The largest models have a few thousand, an adapter up to nine for each of their weights.
-pub(super) const MAX_TENSORS: usize = 32_768;
 
 /// What [`not_safetensors`] looks at.
 const BEGINNING_BYTES: usize = 256;
@@ -27,8 +26,11 @@ pub const PACKED: &str = "atelier.safetensors";
 /// Looks at header and length alone.
 ///
 /// # Errors
-/// When it is no whole safetensors file.
+/// When it is no whole safetensors file, or where it is called so no whole GGUF file.
 pub fn check(path: &Path) -> Result<(), EngineError> {
+    if path.extension().is_some_and(|extension| extension == "gguf") {
+        return GgufFile::open(path).map(drop);
+    }
     TensorFile::open(path).map(drop)
 }
 
@@ -135,7 +137,9 @@ fn not_safetensors(beginning: &[u8], error: &SafeTensorError) -> String {
     if beginning.starts_with(ZIP) || beginning.first() == Some(&PICKLE_PROTOCOL) {
         "is a pickle, which can run code when it is read; save it as .safetensors".into()
     } else if beginning.starts_with(GGUF) {
-        "is GGUF, which is not read; take the same model's .safetensors file, in bf16, f16 or f8 without scales".into()
+        "is GGUF, which is read of Z-Image and FLUX.1 alone (weights and text_encoder in the manifest); take the same model's .safetensors file, \
+         in bf16, f16 or f8 without scales"
+            .into()
     } else if beginning.starts_with(LFS) {
         "is a Git LFS pointer, which only names the file; run git lfs pull, or use the URL that downloads the file itself"
             .into()

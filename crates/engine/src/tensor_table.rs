@@ -7,6 +7,9 @@ use safetensors::tensor::Metadata;
 use serde::Deserializer as _;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 
+/// The largest models have a few thousand, an adapter up to nine for each of their weights.
+pub(super) const MAX_TENSORS: usize = 32_768;
+
 /// Whether a header is a JSON object of at most so many entries, which are read one after the other and not kept. What is no JSON counts as
 /// short: [`tensor_table`] says what is wrong with it.
 pub(super) fn has_entries_up_to(header: &[u8], max: usize) -> bool {

@@ -14,6 +14,7 @@ use super::EngineError;
 use super::json_config::shards;
 use super::loader::read_all;
 use super::original_names::canonical;
+use super::packed::{is_beside, whole_shape};
 use super::single_file::{SingleFile, as_transformers_has_them};
 use super::stored::{Stored, is_read};
 use super::tensor_file::{PACKED, TensorFile};
@@ -102,8 +103,9 @@ impl Weights {
         &self.tensors
     }
 
+    /// Those of the model, whether or not they are packed.
     pub(super) fn shapes(&self) -> Shapes {
-        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect()
+        self.tensors.iter().map(|(name, tensor)| whole_shape(name, tensor)).collect()
     }
 
     /// Copies in f32 of those whose names begin with `prefix`.
@@ -168,7 +170,7 @@ impl SimpleBackend for View {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.base.contains_key(name)
+        self.base.contains_key(name) || self.overlay.contains_key(name)
     }
 }
 
@@ -196,8 +198,8 @@ impl SimpleBackend for Asked {
         Err(candle_core::Error::msg(format!("{name} was asked for without a shape")))
     }
 
-    fn contains_tensor(&self, _: &str) -> bool {
-        true
+    fn contains_tensor(&self, name: &str) -> bool {
+        !is_beside(name)
     }
 }
 

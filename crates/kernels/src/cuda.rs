@@ -5,6 +5,7 @@ pub mod attention;
 pub mod convolution;
 pub mod epilogue;
 pub mod fp8;
+pub mod gguf;
 pub mod graph;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod libraries;

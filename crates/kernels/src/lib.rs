@@ -17,6 +17,7 @@ pub mod cuda;
 mod cuda_runtime;
 pub mod elementwise;
 pub mod gemm;
+pub mod gguf;
 pub mod norm;
 mod shared;
 mod tile;

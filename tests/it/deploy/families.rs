@@ -126,6 +126,26 @@ fn table() -> Vec<Vec<String>> {
     rows.map(|row| row.trim_end_matches(" |").split(" | ").map(|cell| cell.trim_matches('`').to_owned()).collect()).collect()
 }
 
+/// Of tables of words, which become whole.
+const QWEN3_WORDS: u64 = 151_936 * 2_560;
+const T5_WORDS: u64 = 32_128 * 4_096;
+
+#[test]
+fn the_table_of_gguf_files_follows_from_the_bits_of_their_blocks() {
+    let page = fs::read_to_string(root().join("docs/models.md")).expect("the page");
+    let parts = [
+        ("Z-Image-Turbo's transformer", Z_IMAGE_TRANSFORMER, 0),
+        ("its text encoder, Qwen3", QWEN3_LAYERS_READ, QWEN3_WORDS),
+        ("FLUX.1-schnell's transformer", FLUX_TRANSFORMER, 0),
+        ("its text encoder, T5", T5_ENCODER, T5_WORDS),
+    ];
+    for (part, weights, whole) in parts {
+        let bytes = |bits: f64| ((weights - whole) as f64 * bits + whole as f64 * 16.0) / 8e9;
+        let cells = [16.0, 8.5, 6.5625, 5.5, 4.5].map(|bits| format!("{:.1} GB", bytes(bits))).join(" | ");
+        assert!(page.contains(&format!("| {part} | {cells} |")), "{part}: {cells}");
+    }
+}
+
 /// The licences of the manifests of a family.
 fn licences(family: &str) -> BTreeSet<String> {
     let environment: Environment = std::iter::empty::<(String, String)>().collect();

@@ -4,6 +4,7 @@ mod additional;
 mod command;
 mod companion;
 mod controlnets;
+mod gguf;
 mod hub;
 mod ip_adapters;
 mod pack;
@@ -73,7 +74,7 @@ fn plan(directory: &Path, files: BTreeMap<FilePath, Option<Checksum>>) -> Plan {
         source: Source { place, variant: None, files },
         directory: directory.to_owned(),
         weights: None,
-        unread: &[],
+        unread: Vec::new(),
         offline: false,
         retry_policy: RetryPolicy { attempts: 3, initial_backoff: Duration::from_millis(1) },
     }

@@ -37,8 +37,10 @@ const VAE: Fixed = &[
 /// How a checkpoint is loaded.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The transformer in one file, under diffusers' names or those of its first release; none: the checkpoint's own.
+    /// The transformer in one file (safetensors or GGUF), under diffusers' names or those of its first release; none: the checkpoint's own.
     pub transformer: Option<PathBuf>,
+    /// The weights of the large text encoder (Qwen3, T5) in a GGUF file under llama.cpp's names; none: the checkpoint's own.
+    pub text_encoder: Option<PathBuf>,
     /// Of weights and of all that is computed: bf16 or f32, for f16 overflows.
     pub dtype: DType,
     /// What the warm-up generates.
@@ -98,7 +100,7 @@ impl<F: Family> FlowEngine<F> {
         }
         let checkpoint = Checkpoint::read::<F>(directory)?;
         let kept = (settings.dtype, &device);
-        let (encoder, encoder_bytes) = F::read_encoder(directory, &checkpoint.config, kept)?;
+        let (encoder, encoder_bytes) = F::read_encoder(directory, &checkpoint.config, settings.text_encoder.as_deref(), kept)?;
         let files = component_files(&directory.join("vae"))?;
         let (vae, vae_bytes) = build_from(
             &files,
@@ -226,7 +228,8 @@ impl<F: Family> FlowEngine<F> {
 
     fn read_encoder(&self) -> Result<F::Encoder, EngineError> {
         let kept = (self.settings.dtype, &self.device);
-        Ok(F::read_encoder(&self.checkpoint.directory, &self.checkpoint.config, kept)?.0)
+        let gguf = self.settings.text_encoder.as_deref();
+        Ok(F::read_encoder(&self.checkpoint.directory, &self.checkpoint.config, gguf, kept)?.0)
     }
 
     /// One request; where there was no memory for it once more with nothing else in the way.

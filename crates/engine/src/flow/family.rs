@@ -43,13 +43,15 @@ pub trait Family: Sized + 'static {
     /// When a tensor is missing or has another shape than `config` says.
     fn build(config: &Self::Config, vb: &VarBuilder) -> Result<Self>;
 
-    /// Reads the text encoders that no adapter changes, and says how many bytes they take.
+    /// Reads the text encoders that no adapter changes, and says how many bytes they take. `gguf`: the file of the large one's weights, in place of those
+    /// under `directory`.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and lists what is missing in it or not supported.
     fn read_encoder(
         directory: &Path,
         config: &Self::Config,
+        gguf: Option<&Path>,
         kept: (DType, &Device),
     ) -> std::result::Result<(Self::Encoder, u64), EngineError>;
 

@@ -18,6 +18,7 @@ use self::delta::Delta;
 use self::family::explained;
 use self::parts::Change;
 use super::LoraFile;
+use super::packed::{add_low_rank, is_packed};
 use super::stored::READ_FORMATS;
 use super::tensor_file::TensorFile;
 use super::weights::{Shapes, Tensors};
@@ -69,7 +70,8 @@ pub enum LoraError {
     #[error("belongs to another model: {module} adapts {found}, the model has {expected:?} there")]
     Shape { module: String, found: String, expected: Vec<usize> },
     #[error(
-        "{module} would be changed by more than a down and an up matrix, which 8-bit weights cannot be; use it with whole ones"
+        "{module} would be changed by more than a down and an up matrix, which weights of 8 bits and in GGUF blocks cannot be; use it with whole \
+         ones"
     )]
     NotBeside { module: String },
     #[error("{key} holds NaN or infinity; train it again")]
@@ -127,9 +129,16 @@ impl Lora {
         &self.learned_words
     }
 
-    /// Changes every tensor it adapts: those in `overlay`, or copies of those in `base`, which become f32.
+    /// Changes every tensor it adapts: those in `overlay`, or copies of those in `base`, which become f32. Beside weights in blocks it lays its matrices.
+    ///
+    /// # Errors
+    /// When what it does to a weight in blocks is no product of two matrices.
     pub(super) fn merge(&self, scale: f64, base: &Tensors, overlay: &mut Tensors) -> Result<(), LoraError> {
         for change in &self.changes {
+            if is_packed(base, &change.target) {
+                add_low_rank(overlay, &change.target, Self::beside(change, scale)?)?;
+                continue;
+            }
             let Some(weight) = overlay.get(&change.target).or_else(|| base.get(&change.target)) else { continue };
             let merged = Self::apply(change, &weight.to_dtype(DType::F32)?, scale)?;
             overlay.insert(change.target.clone(), merged);
@@ -147,13 +156,16 @@ impl Lora {
     /// # Errors
     /// When what the adapter does to it is no such product.
     pub(super) fn low_rank(&self, target: &str, scale: f64) -> Result<Vec<(Tensor, Tensor)>, LoraError> {
-        let pairs = self.of(target).map(|change| match (&change.delta, &change.direction) {
+        self.of(target).map(|change| Self::beside(change, scale)).collect()
+    }
+
+    fn beside(change: &Change, scale: f64) -> Result<(Tensor, Tensor), LoraError> {
+        match (&change.delta, &change.direction) {
             (Delta::LowRank { down, up, mid: None }, None) => {
                 Ok((down.flatten_from(1)?, (up.flatten_from(1)? * (scale * change.scaling))?))
             }
-            _ => Err(LoraError::NotBeside { module: target.trim_end_matches(".weight").to_owned() }),
-        });
-        pairs.collect()
+            _ => Err(LoraError::NotBeside { module: change.target.trim_end_matches(".weight").to_owned() }),
+        }
     }
 
     fn of(&self, target: &str) -> impl Iterator<Item = &Change> {

@@ -48,6 +48,7 @@ pub(super) enum Module {
     Epilogue,
     Flash,
     Fp8,
+    Gguf,
     GroupNorm,
     Modulation,
     NormRope,
@@ -58,6 +59,7 @@ impl Module {
         match self {
             Self::Epilogue => include_str!(concat!(env!("OUT_DIR"), "/epilogue.ptx")),
             Self::Flash => include_str!(concat!(env!("OUT_DIR"), "/flash.ptx")),
+            Self::Gguf => include_str!(concat!(env!("OUT_DIR"), "/gguf.ptx")),
             Self::GroupNorm => include_str!(concat!(env!("OUT_DIR"), "/group_norm.ptx")),
             Self::Modulation => include_str!(concat!(env!("OUT_DIR"), "/modulation.ptx")),
             Self::NormRope => include_str!(concat!(env!("OUT_DIR"), "/norm_rope.ptx")),

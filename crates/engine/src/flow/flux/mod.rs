@@ -57,9 +57,10 @@ impl Family for Flux {
     fn read_encoder(
         directory: &Path,
         config: &Config,
+        gguf: Option<&Path>,
         kept: (DType, &Device),
     ) -> std::result::Result<(TextEncoder, u64), EngineError> {
-        TextEncoder::read(directory, config, kept)
+        TextEncoder::read(directory, config, gguf, kept)
     }
 
     fn encode(&self, encoder: &mut TextEncoder, prompt: &str) -> std::result::Result<TextStates, EngineError> {

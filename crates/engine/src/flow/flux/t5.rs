@@ -159,6 +159,32 @@ impl Block {
     }
 }
 
+/// Ours of llama.cpp's names of the encoder's tensors (`gguf-py/gguf/tensor_mapping.py` of ggml-org/llama.cpp).
+pub(super) fn gguf_name(name: &str) -> Option<String> {
+    let module = match name.strip_suffix(".weight")? {
+        "token_embd" => "shared".to_owned(),
+        "enc.output_norm" => "encoder.final_layer_norm".to_owned(),
+        inside => {
+            let (block, part) = inside.strip_prefix("enc.blk.")?.split_once('.')?;
+            let part = match part {
+                "attn_norm" => "layer.0.layer_norm",
+                "attn_q" => "layer.0.SelfAttention.q",
+                "attn_k" => "layer.0.SelfAttention.k",
+                "attn_v" => "layer.0.SelfAttention.v",
+                "attn_o" => "layer.0.SelfAttention.o",
+                "attn_rel_b" => "layer.0.SelfAttention.relative_attention_bias",
+                "ffn_norm" => "layer.1.layer_norm",
+                "ffn_gate" => "layer.1.DenseReluDense.wi_0",
+                "ffn_up" => "layer.1.DenseReluDense.wi_1",
+                "ffn_down" => "layer.1.DenseReluDense.wo",
+                _ => return None,
+            };
+            format!("encoder.block.{block}.{part}")
+        }
+    };
+    Some(format!("{module}.weight"))
+}
+
 fn buckets() -> usize {
     32
 }

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use tokenizers::tokenizer::Tokenizer;
 
 use super::config::Config;
-use super::t5::T5Encoder;
+use super::t5::{T5Encoder, gguf_name};
 use crate::EngineError;
+use crate::gguf_weights::build_from_gguf;
 use crate::recent::Recent;
 use crate::sd::clip;
 use crate::sd::tokens::PromptTokenizer;
@@ -40,8 +42,13 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Resident are 4.8 billion values at full size (9.5 GB in bf16).
-    pub(super) fn read(directory: &Path, config: &Config, kept: (DType, &Device)) -> Result<(Self, u64), EngineError> {
+    /// Reads the tokenizers under `directory`, and T5 there or out of `gguf`. Resident are 4.8 billion values at full size (9.5 GB in bf16).
+    pub(super) fn read(
+        directory: &Path,
+        config: &Config,
+        gguf: Option<&Path>,
+        kept: (DType, &Device),
+    ) -> Result<(Self, u64), EngineError> {
         let path = directory.join("tokenizer_2/tokenizer.json");
         let wrong = |problem: String| EngineError::Checkpoint { path: path.clone(), problem };
         let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| wrong(error.to_string()))?;
@@ -55,14 +62,17 @@ impl TextEncoder {
         let positions = config.clip.max_position_embeddings;
         let vectors = config.clip.vocab_size;
         let clip_tokenizer = PromptTokenizer::read(&directory.join("tokenizer"), &config.clip_pad, positions, vectors)?;
-        let files = component_files(&directory.join("text_encoder_2"))?;
-        let (model, bytes) = build_from(
-            &files,
-            kept,
-            // Transformers wrote one table of words under two names.
-            |name| Some(if name == "encoder.embed_tokens.weight" { "shared.weight" } else { name }.to_owned()),
-            |vb| T5Encoder::new(&config.t5, vb),
-        )?;
+        let module = |vb: &VarBuilder| T5Encoder::new(&config.t5, vb);
+        let (model, bytes) = match gguf {
+            Some(file) => build_from_gguf(file, kept, gguf_name, module)?,
+            None => build_from(
+                &component_files(&directory.join("text_encoder_2"))?,
+                kept,
+                // Transformers wrote one table of words under two names.
+                |name| Some(if name == "encoder.embed_tokens.weight" { "shared.weight" } else { name }.to_owned()),
+                module,
+            )?,
+        };
         let said = Recent::new(PROMPTS_KEPT, |_: &String, _: &Tensor| 1);
         Ok((Self { tokenizer, end, pad, model, clip_tokenizer, said }, bytes))
     }

@@ -49,9 +49,10 @@ impl Family for ZImage {
     fn read_encoder(
         directory: &Path,
         config: &Config,
+        gguf: Option<&Path>,
         kept: (DType, &Device),
     ) -> std::result::Result<(TextEncoder, u64), EngineError> {
-        TextEncoder::read(directory, &config.language, kept)
+        TextEncoder::read(directory, &config.language, gguf, kept)
     }
 
     fn encode(&self, encoder: &mut TextEncoder, prompt: &str) -> std::result::Result<Tensor, EngineError> {

@@ -8,6 +8,7 @@ mod controlnets;
 mod edits;
 mod embeddings;
 mod finite;
+pub(crate) mod gguf;
 mod graphs;
 mod ip_adapters;
 mod layouts;

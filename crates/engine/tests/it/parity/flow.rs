@@ -17,8 +17,15 @@ use super::{PIXEL, Reference, RelativeError, Stage};
 use crate::engine::copy_directory;
 use crate::{device, own_device};
 
-pub(super) const SETTINGS: Settings =
-    Settings { transformer: None, dtype: DType::F32, width_px: 64, height_px: 64, memory_budget: None, graphs: false };
+pub(super) const SETTINGS: Settings = Settings {
+    transformer: None,
+    text_encoder: None,
+    dtype: DType::F32,
+    width_px: 64,
+    height_px: 64,
+    memory_budget: None,
+    graphs: false,
+};
 
 #[derive(Deserialize)]
 pub(super) struct Cases {
@@ -91,6 +98,11 @@ pub(super) fn load<F: Family>(directory: &Path, settings: Settings) -> Result<Fl
 /// What the first case of a fixture asks for, which has no LoRA.
 pub(super) fn plain(name: &str) -> GenerateRequest {
     cases(name).all[0].request(name)
+}
+
+/// What every case of a fixture asks for.
+pub(super) fn requests(name: &str) -> Vec<GenerateRequest> {
+    cases(name).all.iter().map(|case| case.request(name)).collect()
 }
 
 pub(super) fn generate<F: Family>(engine: &mut FlowEngine<F>, request: &GenerateRequest) -> Generated {

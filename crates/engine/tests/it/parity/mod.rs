@@ -8,6 +8,7 @@ pub(crate) mod classifiers;
 pub(crate) mod controlnets;
 mod flow;
 mod flux;
+mod gguf;
 mod half;
 mod images;
 pub(crate) mod ip_adapters;
