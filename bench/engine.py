@@ -1,12 +1,12 @@
 """How fast the engine generates, against diffusers on the same CPU: same weights, same steps, as many threads, in turns.
 
-    OMP_WAIT_POLICY=passive python bench/engine.py [--profile dev] [--only tiny|full|sdxl|memory|cold] [--note TEXT]    needs torch, diffusers, transformers
+    OMP_WAIT_POLICY=passive python bench/engine.py [--profile dev] [--only tiny|full|sdxl|memory|cold|previews] [--note TEXT]    needs torch, diffusers, transformers
 
 tiny: an image of models/tiny-sd, 20 steps, guidance 7.5. full: SD 1.5's own sizes with random weights, one forward of the
 UNet at 512x512 (batch 1, no guidance), one prompt's encoding, one decode of the VAE. sdxl: Stable Diffusion XL's innermost block at its own width,
 as an image of 1024x1024 passes it, and the memory of a process that has it. memory: the peak of an image's process, in each mode.
 cold: from a process's start until SD 1.5 is loaded, out of the page cache, from a diffusers directory and from what `atelier models pack` made of
-it. Times are medians over runs that alternate.
+it. previews: what one preview costs a step, and the first one, which fits its map. Times are medians over runs that alternate.
 Without the policy torch's OpenMP threads spin while ours compute.
 """
 
@@ -58,9 +58,12 @@ class Child:
 
     def time(self, work):
         """Seconds, as the process itself has counted them."""
+        return self.times(work)[0]
+
+    def times(self, work):
         self.process.stdin.write(work + "\n")
         self.process.stdin.flush()
-        return float(self.answer())
+        return [float(word) for word in self.answer().split()]
 
     def answer(self):
         left = None if self.deadline is None else max(self.deadline - time.monotonic(), 0)
@@ -209,6 +212,18 @@ def memory(profile, note):
             yield row(what, "MiB", mine, f"{PEER}, {' and '.join(options) or 'plain'}", theirs, cpu(THREADS), note)
 
 
+def previews(profile, note):
+    """What a preview adds to the step that it shows: the image in colours, its bytes, and, for the first one, seeded latents decoded and fitted."""
+    with tempfile.TemporaryDirectory() as full:
+        full_size(full)
+        for what, directory, side, steps, generations in (("tiny-sd", TINY, 128, 8, 6), ("SD 1.5's sizes", full, 512, 3, 1)):
+            with Child([built(profile, "engine"), directory]) as ours:
+                first, next_ones, step = ours.times(f"previews {side} {steps} {generations}")
+            what = f"{what}, {side}x{side}, guidance 7.5"
+            yield row(f"preview: {what}", "% of the step that it shows", 100 * next_ones / step, "what this project allows", 1.0, cpu(THREADS), note)
+            yield row(f"preview_first: {what}, with its fit", "seconds", first, "our own step", step, cpu(THREADS), note)
+
+
 # The peer's own process, with no more imports than it needs.
 LOAD = """
 import sys
@@ -304,17 +319,20 @@ def full_size(directory):
     return pipeline
 
 
+BENCHMARKS = {"tiny": tiny, "full": full, "sdxl": sdxl, "memory": memory, "cold": cold, "previews": previews}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="bench", help="cargo profile that ours is built in")
-    parser.add_argument("--only", choices=("tiny", "full", "sdxl", "memory", "cold"))
+    parser.add_argument("--only", choices=BENCHMARKS)
     parser.add_argument("--note", default="", help="what a reader of the results must know about this run")
     parser.add_argument("--generate-in", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     if options.generate_in:
         return generate_in(options.generate_in[0], options.generate_in[1:])
-    for name, benchmark in {"tiny": tiny, "full": full, "sdxl": sdxl, "memory": memory, "cold": cold}.items():
+    for name, benchmark in BENCHMARKS.items():
         if options.only in (None, name):
             report(f"engine-{name}", "cpu", list(benchmark(options.profile, options.note)))
 

@@ -3,6 +3,7 @@
 mod child;
 
 use std::io::{BufRead, Write, stdin, stdout};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +23,8 @@ use self::child::{Arguments, Inputs, timed, write};
 ///
 /// Lines in, and what they do; the line out is how many seconds that took, the device's work included:
 /// - `generate SIDE_PX STEPS IMAGES`: images, from the prompt to pixels;
+/// - `previews SIDE_PX STEPS GENERATIONS`: the first preview of this process, with the fit of its map, the middle of those after it, and the
+///   middle of steps, three numbers;
 /// - `unet SIDE_PX ROWS`: one forward of the UNet; `encode`: one prompt; `decode SIDE_PX`: one image;
 /// - `switch LORA OTHER_LORA`: from one LoRA to another that was used before;
 /// - `loras [FILE SCALE]...`: all that follows is generated with these;
@@ -41,6 +44,12 @@ fn main() -> Result<()> {
                 generate(&mut engine, &request(side.parse()?, steps.parse()?, images.parse()?))?
             }
             ["unet", side, rows] => unet(&engine, &device, side.parse()?, rows.parse()?)?,
+            ["previews", side, steps, generations] => {
+                let [first, next, step] =
+                    previews(&mut engine, &request(side.parse()?, steps.parse()?, 1), generations.parse()?)?;
+                writeln!(stdout(), "{first} {next} {step}")?;
+                continue;
+            }
             ["encode"] => encode(&engine, &device)?,
             ["decode", side] => decode(&engine, &device, side.parse()?)?,
             ["switch", lora, other] => switch(&mut engine, &device, lora, other)?,
@@ -85,6 +94,57 @@ fn generate(engine: &mut StableDiffusion, request: &GenerateRequest) -> Result<f
     let start = Instant::now();
     engine.generate(request, &Watch::new(|_| ()))?;
     Ok(start.elapsed().as_secs_f64())
+}
+
+/// When somebody was asked whether a preview is wanted, and what was seen since.
+#[derive(Default)]
+struct Seen {
+    asked: Option<Instant>,
+    stepped: Option<Instant>,
+    previews: Vec<f64>,
+    steps: Vec<f64>,
+}
+
+impl Seen {
+    fn shown(&mut self) {
+        self.previews.extend(self.asked.map(|asked| asked.elapsed().as_secs_f64()));
+    }
+
+    fn stepped(&mut self) {
+        let before = self.stepped.replace(Instant::now());
+        self.steps.extend(before.map(|before| before.elapsed().as_secs_f64()));
+    }
+}
+
+fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A preview lasts from the question whether it is wanted until it is there: on a CPU nothing else is done in between. Steps are those without
+/// one. A generation shows one every half second.
+fn previews(engine: &mut StableDiffusion, request: &GenerateRequest, generations: u32) -> Result<[f64; 3]> {
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    for _ in 0..generations {
+        let [asking, showing, stepping] = [(); 3].map(|()| Arc::clone(&seen));
+        let watch = Watch::new(|_| ()).with_previews(
+            move || {
+                locked(&asking).asked = Some(Instant::now());
+                true
+            },
+            move |_| locked(&showing).shown(),
+        );
+        engine.generate(request, &watch)?;
+        locked(&seen).stepped = None;
+        engine.generate(request, &Watch::new(move |_| locked(&stepping).stepped()))?;
+    }
+    let Seen { previews, steps, .. } = &mut *locked(&seen);
+    let (first, next) = previews.split_first_mut().context("there was no preview: more than one step is wanted")?;
+    Ok([*first, median(next)?, median(steps)?])
+}
+
+fn median(values: &mut [f64]) -> Result<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().context("too few were seen: more steps or generations are wanted")
 }
 
 fn unet(engine: &StableDiffusion, device: &Device, side_px: u32, rows: usize) -> Result<f64> {

@@ -17,7 +17,7 @@ use super::{PIXEL, Reference, RelativeError, Stage};
 use crate::engine::copy_directory;
 use crate::{device, own_device};
 
-pub(super) const SETTINGS: Settings = Settings {
+pub(crate) const SETTINGS: Settings = Settings {
     transformer: None,
     text_encoder: None,
     dtype: DType::F32,
@@ -72,7 +72,7 @@ impl Case {
     }
 }
 
-pub(super) fn directory(name: &str) -> PathBuf {
+pub(crate) fn directory(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
 }
 
@@ -91,12 +91,12 @@ pub(super) fn expected(name: &str) -> Reference {
     Reference::open(&directory(name).join("expected.safetensors"))
 }
 
-pub(super) fn load<F: Family>(directory: &Path, settings: Settings) -> Result<FlowEngine<F>, EngineError> {
+pub(crate) fn load<F: Family>(directory: &Path, settings: Settings) -> Result<FlowEngine<F>, EngineError> {
     FlowEngine::load(directory, settings, device())
 }
 
 /// What the first case of a fixture asks for, which has no LoRA.
-pub(super) fn plain(name: &str) -> GenerateRequest {
+pub(crate) fn plain(name: &str) -> GenerateRequest {
     cases(name).all[0].request(name)
 }
 

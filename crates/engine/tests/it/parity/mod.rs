@@ -6,7 +6,7 @@ mod adapter_files;
 mod canny;
 pub(crate) mod classifiers;
 pub(crate) mod controlnets;
-mod flow;
+pub(crate) mod flow;
 mod flux;
 mod gguf;
 mod half;

@@ -1,7 +1,11 @@
-//! What previews look like: the bundled models' own maps from latents to colours, against the images that they became.
+//! What previews look like: the bundled models' own maps from latents to colours, against the images that they became; and those of flow models
+//! with random weights.
 
 use std::sync::{Arc, Mutex};
 
+use atelier_engine::flow::family::Family;
+use atelier_engine::flow::flux::Flux;
+use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::preview::Preview;
 use atelier_engine::qwen::engine::QwenEngine;
 use atelier_engine::qwen::precision::Precision;
@@ -13,6 +17,7 @@ use image::RgbImage;
 
 use super::tryon::example;
 use super::{model, request};
+use crate::parity::flow;
 use crate::parity::tiny_edit::{INSTRUCTION, directory, settings};
 
 /// The least correlation of all channels with the means of the finished image's pixels. tiny-sd has 0.904, tiny-edit 0.924.
@@ -88,4 +93,23 @@ fn a_preview_of_tiny_edit_looks_like_its_image() {
     let correlation = correlation(&seen[0], &image);
     println!("tiny-edit: {correlation:.3}");
     assert!(correlation >= LEAST_OF_EDIT, "{correlation}");
+}
+
+/// Of random weights no image looks like anything, and each step predicts another one: the last but one is near its end.
+fn correlation_of_a_flow<F: Family>(name: &str) -> f64 {
+    let mut engine = flow::load::<F>(&flow::directory(name), flow::SETTINGS).unwrap();
+    let (watch, seen) = watched();
+    let asked = GenerateRequest { steps: 2, ..flow::plain(name) };
+    let image = engine.generate(&asked, &watch).unwrap().remove(0);
+    let seen = seen.lock().unwrap();
+    assert_eq!((seen.len(), seen[0].step, seen[0].steps), (1, 1, 2), "{name}");
+    let correlation = correlation(&seen[0], &image);
+    println!("{name}: {correlation:.3}");
+    correlation
+}
+
+#[test]
+fn a_preview_of_a_flow_model_is_the_image_that_its_step_predicts() {
+    assert!(correlation_of_a_flow::<ZImage>("z-image") >= 0.5);
+    assert!(correlation_of_a_flow::<Flux>("flux") >= 0.5);
 }
