@@ -108,7 +108,7 @@ impl GgufFile {
     ///
     /// # Errors
     /// When it cannot be read, or there is no memory.
-    pub(super) fn whole(&self, tensor: &GgufTensor, (dtype, device): (DType, &Device)) -> Result<Tensor, EngineError> {
+    pub(super) fn unpacked(&self, tensor: &GgufTensor, (dtype, device): (DType, &Device)) -> Result<Tensor, EngineError> {
         let bytes = self.bytes(tensor)?;
         let shape = tensor.shape.as_slice();
         let whole = match tensor.format {

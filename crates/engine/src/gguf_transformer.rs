@@ -63,7 +63,7 @@ fn loaded(file: &GgufFile, tensor: &GgufTensor, shape: &[usize], kept: (DType, &
         (Format::Blocks(format), [rows, _]) if *rows > 1 => {
             Ok(Found { tensor: file.packed(tensor, kept.1)?, blocks: Some(format) })
         }
-        _ => Ok(Found { tensor: file.whole(tensor, kept)?.reshape(shape)?, blocks: None }),
+        _ => Ok(Found { tensor: file.unpacked(tensor, kept)?.reshape(shape)?, blocks: None }),
     }
 }
 

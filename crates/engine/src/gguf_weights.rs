@@ -62,7 +62,7 @@ impl SimpleBackend for Source {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
         let problem = match self.tensor(name) {
             Some(tensor) if without_leading_ones(&tensor.shape) == without_leading_ones(shape.dims()) => {
-                let whole = self.file.whole(tensor, (dtype, device)).map_err(Error::wrap)?;
+                let whole = self.file.unpacked(tensor, (dtype, device)).map_err(Error::wrap)?;
                 return Ok(self.counted(whole.reshape(shape)?));
             }
             Some(tensor) => format!("{name} has the shape {:?}, config.json says {:?}", tensor.shape, shape.dims()),

@@ -68,7 +68,7 @@ impl Linear {
 /// The weight is whole for as long as the product takes. What LoRAs have next to it is added to what is added.
 fn run_packed(packed: &PackedWeight, bias: Option<&Tensor>, input: &Tensor, before: Option<&Tensor>) -> Result<Tensor> {
     let layer = |weight: Tensor| candle_nn::Linear::new(weight, None);
-    let unbiased = layer(packed.whole(input.dtype())?);
+    let unbiased = layer(packed.weight(input.dtype())?);
     let Some([down, up]) = packed.low_rank() else { return run_whole(&unbiased, bias, input, before) };
     let lower = run_whole(&layer(down.clone()), None, input, None)?;
     let beside = run_whole(&layer(up.clone()), None, &lower, before)?;

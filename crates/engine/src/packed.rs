@@ -109,7 +109,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// When there is no memory.
-    pub(super) fn whole(&self, dtype: DType) -> Result<Tensor> {
+    pub(super) fn weight(&self, dtype: DType) -> Result<Tensor> {
         unpacked(&self.blocks, self.format, dtype)
     }
 

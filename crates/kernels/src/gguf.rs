@@ -93,7 +93,8 @@ impl BlockFormat {
     /// When these are no whole blocks.
     #[must_use]
     pub fn unpack(self, blocks: &[u8]) -> Vec<f32> {
-        let (values, bytes) = (self.values(), self.bytes());
+        let values = self.values();
+        let bytes = self.bytes();
         assert!(blocks.len().is_multiple_of(bytes), "whole blocks");
         let one = match self {
             Self::Q4_0 => q4_0,
@@ -202,7 +203,8 @@ fn q6_k(block: &[u8], out: &mut [f32]) {
     let d = number(block, 208);
     for (part, out) in out.chunks_exact_mut(32).enumerate() {
         // Of 128 values four parts share their bytes of high bits, and two and two those of low ones.
-        let (half, quarter) = (part / 4, part % 4);
+        let half = part / 4;
+        let quarter = part % 4;
         let low = &block[half * 64 + quarter % 2 * 32..][..32];
         let high = &block[128 + half * 32..][..32];
         for (place, out) in out.iter_mut().enumerate() {

@@ -140,8 +140,11 @@ fn the_table_of_gguf_files_follows_from_the_bits_of_their_blocks() {
         ("its text encoder, T5", T5_ENCODER, T5_WORDS),
     ];
     for (part, weights, whole) in parts {
-        let bytes = |bits: f64| ((weights - whole) as f64 * bits + whole as f64 * 16.0) / 8e9;
-        let cells = [16.0, 8.5, 6.5625, 5.5, 4.5].map(|bits| format!("{:.1} GB", bytes(bits))).join(" | ");
+        let cells = [16.0, 8.5, 6.5625, 5.5, 4.5].map(|bits| {
+            let gigabytes = ((weights - whole) as f64 * bits + whole as f64 * 16.0) / 8e9;
+            format!("{gigabytes:.1} GB")
+        });
+        let cells = cells.join(" | ");
         assert!(page.contains(&format!("| {part} | {cells} |")), "{part}: {cells}");
     }
 }

@@ -7,6 +7,7 @@ mod compose;
 mod docs;
 mod environment;
 mod families;
+mod gguf_page;
 
 mod image;
 mod kubernetes;

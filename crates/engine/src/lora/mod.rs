@@ -136,7 +136,7 @@ impl Lora {
     pub(super) fn merge(&self, scale: f64, base: &Tensors, overlay: &mut Tensors) -> Result<(), LoraError> {
         for change in &self.changes {
             if is_packed(base, &change.target) {
-                add_low_rank(overlay, &change.target, Self::beside(change, scale)?)?;
+                add_low_rank(overlay, &change.target, Self::matrices(change, scale)?)?;
                 continue;
             }
             let Some(weight) = overlay.get(&change.target).or_else(|| base.get(&change.target)) else { continue };
@@ -156,10 +156,10 @@ impl Lora {
     /// # Errors
     /// When what the adapter does to it is no such product.
     pub(super) fn low_rank(&self, target: &str, scale: f64) -> Result<Vec<(Tensor, Tensor)>, LoraError> {
-        self.of(target).map(|change| Self::beside(change, scale)).collect()
+        self.of(target).map(|change| Self::matrices(change, scale)).collect()
     }
 
-    fn beside(change: &Change, scale: f64) -> Result<(Tensor, Tensor), LoraError> {
+    fn matrices(change: &Change, scale: f64) -> Result<(Tensor, Tensor), LoraError> {
         match (&change.delta, &change.direction) {
             (Delta::LowRank { down, up, mid: None }, None) => {
                 Ok((down.flatten_from(1)?, (up.flatten_from(1)? * (scale * change.scaling))?))
