@@ -57,6 +57,11 @@ impl Signing {
         })
     }
 
+    /// For what no one keeps: a start asks no timestamp authority.
+    pub(super) fn without_timestamps(&self) -> Self {
+        Self { timestamps: None, ..self.clone() }
+    }
+
     /// What signs one image.
     pub(super) fn for_one(&self) -> OneSignature<'_> {
         OneSignature { signing: self, timestamp: RefCell::new(None), problem: RefCell::new(None) }

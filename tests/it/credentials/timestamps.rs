@@ -156,6 +156,7 @@ async fn an_image_that_gets_no_timestamp_is_signed_without() {
         let server = HttpServer::start(std::slice::from_ref(&answer)).await;
         let url = format!("http://{}/tsa", server.address);
         let signing = signing(&authority, asking(&url, 300));
+        assert_eq!(server.requests().len(), 0, "a start waits for no authority");
         let problem = signing.try_timestamps().expect("there is an authority").expect_err("no timestamp");
         assert!(
             problem.starts_with(&format!("the timestamp authority {url} ")) && problem.contains(words),
