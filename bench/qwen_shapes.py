@@ -1,7 +1,8 @@
 """Writes a checkpoint of Qwen-Image-Edit-2511's transformer, with so many blocks, whose values are all zero, as a sparse file: for counting.
 
-    python3 bench/qwen_shapes.py DIRECTORY BLOCKS
+    python3 bench/qwen_shapes.py DIRECTORY BLOCKS [fp8]
 
+With fp8 the weights of the blocks' layers are e4m3, with a scale for each row, as checkpoints in 8 bits have them.
 Needs nothing but Python. All else is the bundled try-on model's, with the sizes of the text changed in the transformer alone: a look is all that
 is counted. Latents have the bundled VAE's channels, 8 and not 16.
 """
@@ -26,7 +27,7 @@ LAYERS = {
 }
 
 
-def transformer(blocks):
+def transformer(blocks, fp8):
     config = json.loads((TINY / "transformer/config.json").read_text())
     tensors = {}
 
@@ -45,20 +46,23 @@ def transformer(blocks):
         name = f"transformer_blocks.{block}"
         for layer, (inputs, outputs) in LAYERS.items():
             linear(f"{name}.{layer}", inputs * WIDTH, outputs * WIDTH)
+            if fp8:
+                tensors[f"{name}.{layer}.weight"] = ("F8_E4M3", [outputs * WIDTH, inputs * WIDTH])
+                tensors[f"{name}.{layer}.weight_scale"] = ("F32", [outputs * WIDTH])
         for norm in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
             tensors[f"{name}.attn.{norm}.weight"] = ("BF16", [WIDTH // HEADS])
     return tensors
 
 
-def main(directory, blocks):
+def main(directory, blocks, fp8):
     for part in ("text_encoder", "tokenizer", "processor", "scheduler", "vae"):
         shutil.copytree(TINY / part, directory / part, dirs_exist_ok=True)
     shutil.copy(TINY / "model_index.json", directory)
-    write(directory / "transformer/diffusion_pytorch_model.safetensors", transformer(blocks))
+    write(directory / "transformer/diffusion_pytorch_model.safetensors", transformer(blocks, fp8))
     sizes = {"attention_head_dim": WIDTH // HEADS, "axes_dims_rope": [16, 56, 56], "num_attention_heads": HEADS, "num_layers": blocks}
     config = json.loads((TINY / "transformer/config.json").read_text()) | sizes
     (directory / "transformer/config.json").write_text(json.dumps(config, indent=2))
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] == ["fp8"])

@@ -16,7 +16,7 @@ VAE_WIDTHS = [128, 256, 512, 512]
 HINT_WIDTHS = [16, 32, 96, 256]
 TEXT_WIDTH = 768
 TIME_WIDTH = 4 * WIDTHS[0]
-BYTES = {"F16": 2, "BF16": 2}
+BYTES = {"F8_E4M3": 1, "F16": 2, "BF16": 2, "F32": 4}
 
 
 class Tensors(dict):

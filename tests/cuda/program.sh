@@ -21,8 +21,11 @@ demo SIMCUDA_STATS="$work/stats"
 [ $status -eq 0 ] || failed 'the demo ended with an error'
 grep -q '10 images and contact-sheet.png' "$work/said" || failed 'not all images are there'
 ! grep -q '8-bit products are not used' "$work/said" || failed 'the try-on was not in 8 bits'
-for kernel in add_bias_ add_gated_ attend_ geglu_ group_norm_ modulate_ norm_rope_ round_tokens_ finish_; do
+for kernel in add_gated_ add_gated_modulate_ attend_ geglu_ group_norm_ modulate_ norm_rope_ round_tokens_ finish_; do
     grep -q "kernel $kernel" "$work/stats" || fail "no kernel $kernel ran"
+done
+for call in cublasLtMatmul cudnnConvolutionBiasActivationForward; do
+    grep -q "\"$call\"" "$work/stats" || fail "$call was not called"
 done
 
 echo 'steps are graphs, and with a driver that has none there is one warning for each of the two models'
@@ -31,6 +34,11 @@ rm "$work/stats"
 demo SIMCUDA_GRAPHS=0 SIMCUDA_MODE=dry SIMCUDA_STATS="$work/stats"
 [ $status -eq 0 ] && ! grep -q '"cuGraphLaunch"' "$work/stats" || failed 'the demo without graphs'
 [ "$(grep -c 'no CUDA graph of this step' "$work/said")" -eq 2 ] || failed 'not one warning a model'
+
+echo 'libraries of NVIDIA that add nothing to products and convolutions, nothing computed: a kernel does'
+rm "$work/stats"
+demo SIMCUDA_EPILOGUES=0 SIMCUDA_MODE=dry SIMCUDA_STATS="$work/stats"
+[ $status -eq 0 ] && grep -q 'kernel add_bias_' "$work/stats" || failed 'the demo without epilogues'
 
 echo 'no device'
 demo SIMCUDA_DEVICES=0

@@ -3,11 +3,17 @@
 #[cfg(feature = "cuda")]
 mod captured;
 #[cfg(feature = "cuda")]
+mod convolution;
+#[cfg(not(feature = "cuda"))]
+mod elsewhere;
+#[cfg(feature = "cuda")]
 mod epilogue;
 #[cfg(feature = "cuda")]
 mod fp8;
 #[cfg(feature = "cuda")]
 mod gguf;
+#[cfg(feature = "cuda")]
+mod matmul;
 #[cfg(feature = "cuda")]
 mod modulation;
 #[cfg(feature = "cuda")]
@@ -24,6 +30,20 @@ use std::sync::{Mutex, PoisonError};
 use atelier_kernels::gguf::BlockFormat;
 use candle_core::{DType, Device, Result, Tensor};
 
+#[cfg(feature = "cuda")]
+pub(super) use self::convolution::convolution;
+#[cfg(not(feature = "cuda"))]
+pub(super) use self::elsewhere::{
+    add_bias, add_gated, add_gated_modulate, convolution, geglu, linear, linear_gelu, linears_joined, modulate, norm_rope,
+};
+#[cfg(feature = "cuda")]
+pub(super) use self::epilogue::{add_bias, geglu};
+#[cfg(feature = "cuda")]
+pub(super) use self::matmul::{linear, linear_gelu, linears_joined};
+#[cfg(feature = "cuda")]
+pub(super) use self::modulation::{add_gated, add_gated_modulate, modulate};
+#[cfg(feature = "cuda")]
+pub(super) use self::norm_rope::norm_rope;
 use super::EngineError;
 
 /// Which GPUs a build is for.
@@ -167,17 +187,6 @@ pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Op
     None
 }
 
-/// A convolution that sums in f32; `images`: (B, in, H, W), `weight`: (out, in, kernel, kernel). `None` where the device has none of its own.
-#[cfg(feature = "cuda")]
-pub(super) fn convolution(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Option<Result<Tensor>> {
-    own_kernels::convolution(images, weight, stride, padding)
-}
-
-#[cfg(not(feature = "cuda"))]
-pub(super) fn convolution(_: &Tensor, _: &Tensor, _: usize, _: usize) -> Option<Result<Tensor>> {
-    None
-}
-
 /// Group norm in one kernel, with the silu that follows it if there is one; `hidden`: (B, channels, ...). `None` where the device has no such kernel.
 #[cfg(feature = "cuda")]
 pub(super) fn group_norm(
@@ -192,72 +201,6 @@ pub(super) fn group_norm(
 
 #[cfg(not(feature = "cuda"))]
 pub(super) fn group_norm(_: &Tensor, _: (&Tensor, &Tensor), _: usize, _: f64, _: bool) -> Option<Result<Tensor>> {
-    None
-}
-
-/// Root mean square norm by head, weighted, and rotary positions in one kernel; `hidden`: (B, T, heads·D), `angles`: cosine and sine, (T, D/2), f32.
-/// `None` where the device has no such kernel.
-#[cfg(feature = "cuda")]
-pub(super) fn norm_rope(
-    hidden: &Tensor,
-    weight: &Tensor,
-    heads: usize,
-    eps: f32,
-    angles: (&Tensor, &Tensor),
-) -> Option<Result<Tensor>> {
-    norm_rope::norm_rope(hidden, weight, heads, eps, angles)
-}
-
-#[cfg(not(feature = "cuda"))]
-pub(super) fn norm_rope(_: &Tensor, _: &Tensor, _: usize, _: f32, _: (&Tensor, &Tensor)) -> Option<Result<Tensor>> {
-    None
-}
-
-/// Layer norm without weights of its own, times a scale, plus a shift, in one kernel. `hidden`: (1, T, width); `changes`: scale and shift, (width,)
-/// each, of the first `first` tokens and of the others. `None` where the device has no such kernel.
-#[cfg(feature = "cuda")]
-pub(super) fn modulate(hidden: &Tensor, first: usize, changes: [(&Tensor, &Tensor); 2], eps: f32) -> Option<Result<Tensor>> {
-    modulation::modulate(hidden, first, changes, eps)
-}
-
-#[cfg(not(feature = "cuda"))]
-pub(super) fn modulate(_: &Tensor, _: usize, _: [(&Tensor, &Tensor); 2], _: f32) -> Option<Result<Tensor>> {
-    None
-}
-
-/// `hidden` + gate · `change` in one kernel, both (1, T, width); `gates`: (width,) each, of the first `first` tokens and of the others. `None` where the
-/// device has no such kernel.
-#[cfg(feature = "cuda")]
-pub(super) fn add_gated(hidden: &Tensor, change: &Tensor, first: usize, gates: [&Tensor; 2]) -> Option<Result<Tensor>> {
-    modulation::add_gated(hidden, change, first, gates)
-}
-
-#[cfg(not(feature = "cuda"))]
-pub(super) fn add_gated(_: &Tensor, _: &Tensor, _: usize, _: [&Tensor; 2]) -> Option<Result<Tensor>> {
-    None
-}
-
-/// Makes `output` (..., channels, `places`), which nothing else has, `before` + (`bias` + `output`), rounded once. `bias`: all channels', or those of
-/// each image; `before`: of the output's shape. `None` where the device has no such kernel.
-#[cfg(feature = "cuda")]
-pub(super) fn add_bias(output: &Tensor, bias: &Tensor, before: Option<&Tensor>, places: usize) -> Option<Result<()>> {
-    epilogue::add_bias(output, bias, before, places)
-}
-
-#[cfg(not(feature = "cuda"))]
-pub(super) fn add_bias(_: &Tensor, _: &Tensor, _: Option<&Tensor>, _: usize) -> Option<Result<()>> {
-    None
-}
-
-/// GEGLU with the exact gelu of `both` (..., 2·width), values before gates, + `bias` (2·width): (..., width). `None` where the device has no such
-/// kernel.
-#[cfg(feature = "cuda")]
-pub(super) fn geglu(both: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
-    epilogue::geglu(both, bias)
-}
-
-#[cfg(not(feature = "cuda"))]
-pub(super) fn geglu(_: &Tensor, _: &Tensor) -> Option<Result<Tensor>> {
     None
 }
 
@@ -324,27 +267,45 @@ pub(super) fn first_time(_: &[Tensor], _: &Step<'_>, _: &mut dyn FnMut(usize) ->
 
 /// What a device does with 8-bit values (e4m3).
 pub(super) trait Fp8Device: Send + Sync {
-    /// (T, in), f32, f16 or bf16. Returns them over a scale for each token, as e4m3, and the scales (T,), f32. A scale brings the token's
+    /// (T, in), f32, f16 or bf16, of which `first` tokens are one part. Returns them over a scale for each token, as e4m3. A scale brings the token's
     /// largest magnitude to 448, the largest e4m3 number; it is at least 1e-12, so a token of zeros stays one.
-    fn round_tokens(&self, input: &Tensor) -> Result<(Tensor, Tensor)>;
+    fn round_tokens(&self, input: &Tensor, first: usize) -> Result<Fp8Tokens>;
 
-    /// (T, in) and (out, in), both e4m3, to (T, out), bf16.
-    fn multiply(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor>;
+    /// What each part's layer makes of it: product · scales, plus the bias, and gelu of that where it is asked for, the one with tanh. Returns
+    /// (T, out) in the bias's format. It may round in between, the product to bf16 and what is scaled to that format.
+    fn multiply(&self, tokens: &Fp8Tokens, layers: [Fp8Layer<'_>; 2], gelu: bool) -> Result<Tensor>;
+}
 
-    /// `product`: (T, out), bf16; `token_scales`: (T,), `weight_scales`: (1,) or (out,), both f32; `bias`: (out,). Returns product · scales,
-    /// rounded to the bias's format, plus the bias: (T, out).
-    fn finish(&self, product: &Tensor, token_scales: &Tensor, weight_scales: &Tensor, bias: &Tensor) -> Result<Tensor>;
+/// Tokens in 8 bits, in two parts.
+pub(super) struct Fp8Tokens {
+    /// (T, in), e4m3.
+    pub(super) bits: Tensor,
+    /// (first,), f32.
+    pub(super) first_scales: Tensor,
+    /// (T - first,), f32.
+    pub(super) other_scales: Tensor,
+}
+
+/// A layer whose weight is in 8 bits.
+#[derive(Clone, Copy)]
+pub(super) struct Fp8Layer<'a> {
+    /// (out, in), e4m3.
+    pub(super) bits: &'a Tensor,
+    /// What the products are multiplied by: (out,) or (1,), f32.
+    pub(super) scale: &'a Tensor,
+    /// (out,).
+    pub(super) bias: &'a Tensor,
 }
 
 /// What the device does with 8-bit values; none on a CPU.
 #[cfg(feature = "cuda")]
-pub(super) fn fp8_device(device: &Device) -> Option<Result<Arc<dyn Fp8Device>>> {
+pub(super) fn fp8_device(device: &Device) -> Option<Arc<dyn Fp8Device>> {
     let Device::Cuda(cuda) = device else { return None };
-    Some(fp8::Gpu::open(cuda).map(|gpu| -> Arc<dyn Fp8Device> { Arc::new(gpu) }))
+    Some(Arc::new(fp8::Gpu::open(cuda)))
 }
 
 #[cfg(not(feature = "cuda"))]
-pub(super) fn fp8_device(_: &Device) -> Option<Result<Arc<dyn Fp8Device>>> {
+pub(super) fn fp8_device(_: &Device) -> Option<Arc<dyn Fp8Device>> {
     None
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 
-use super::device::{Fp8Device, fp8_device, widened};
+use super::device::{Fp8Device, Fp8Layer, Fp8Tokens, fp8_device, widened};
 
 /// The products of one device.
 #[derive(Clone)]
@@ -17,10 +17,8 @@ pub(super) struct Fp8Weight {
 impl Fp8Weight {
     /// `None` where the device has none, or its results are not what they should be: it was tried. The log says which.
     pub(super) fn of(device: &Device) -> Option<Self> {
-        let tried = fp8_device(device)?.and_then(|fp8| {
-            let fp8 = Self { device: fp8 };
-            fp8.tried(device).map(|()| fp8)
-        });
+        let fp8 = Self { device: fp8_device(device)? };
+        let tried = fp8.tried(device).map(|()| fp8);
         tried.inspect_err(|error| tracing::warn!(%error, "this GPU's 8-bit products are not used: weights are made whole")).ok()
     }
 
@@ -34,7 +32,8 @@ impl Fp8Weight {
         let bits = weight.to_dtype(DType::F8E4M3)?.to_device(device)?;
         let scale = Tensor::ones(1, DType::F32, device)?;
         let bias = Tensor::zeros(32, DType::F32, device)?;
-        let output = self.forward(&input.to_device(device)?, &bits, &scale, &bias)?.to_device(&Device::Cpu)?;
+        let layer = Fp8Layer { bits: &bits, scale: &scale, bias: &bias };
+        let output = self.forward(&input.to_device(device)?, layer)?.to_device(&Device::Cpu)?;
         let size = |tensor: &Tensor| tensor.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>();
         let off = size(&(output - &whole)?)? / size(&whole)?;
         if off <= FURTHEST { Ok(()) } else { Err(Error::msg(format!("off by {off} of what it should be"))) }
@@ -45,12 +44,30 @@ impl Fp8Weight {
         weight.dims().iter().all(|side| side.is_multiple_of(16))
     }
 
-    /// `input`: (T, in), f32, f16 or bf16; `bits`: (out, in), e4m3, to be multiplied by `scale`, (1,) or (out,), f32; `bias`: (out,), in the
-    /// input's format. Returns (T, out), in the input's format.
-    pub(super) fn forward(&self, input: &Tensor, bits: &Tensor, scale: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let (rounded, token_scales) = self.device.round_tokens(input)?;
-        let product = self.device.multiply(&rounded, bits)?;
-        self.device.finish(&product, &token_scales, scale, bias)
+    /// `input`: (T, in), f32, f16 or bf16; the bias is in its format. Returns (T, out), in the same format.
+    pub(super) fn forward(&self, input: &Tensor, layer: Fp8Layer<'_>) -> Result<Tensor> {
+        self.joined(&self.round(input, input.dim(0)?)?, [layer; 2], false)
+    }
+
+    /// `input`: (T, in), f32, f16 or bf16, of which `first` tokens are one part.
+    pub(super) fn round(&self, input: &Tensor, first: usize) -> Result<Fp8Tokens> {
+        self.device.round_tokens(input, first)
+    }
+
+    /// What each part's layer makes of it, or gelu of that, the one with tanh; weights are of one shape. Returns (T, out).
+    pub(super) fn joined(&self, tokens: &Fp8Tokens, layers: [Fp8Layer<'_>; 2], gelu: bool) -> Result<Tensor> {
+        let (count, depth) = tokens.bits.dims2()?;
+        let (rows, _) = layers[0].bits.dims2()?;
+        for Fp8Layer { bits, scale, bias } in layers {
+            if bits.dims() != [rows, depth] || bias.dims() != [rows] || ![1, rows].contains(&scale.elem_count()) {
+                let found = [tokens.bits.dims(), bits.dims(), scale.dims(), bias.dims()];
+                return Err(Error::msg(format!("no layer of tokens, weight, scales and bias of {found:?}")));
+            }
+        }
+        if tokens.first_scales.elem_count() + tokens.other_scales.elem_count() != count {
+            return Err(Error::msg(format!("no scale for each of {count} tokens")));
+        }
+        self.device.multiply(tokens, layers, gelu)
     }
 }
 
@@ -69,7 +86,7 @@ pub(super) struct Twin {
 
 #[cfg(test)]
 impl Fp8Device for Twin {
-    fn round_tokens(&self, input: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn round_tokens(&self, input: &Tensor, first: usize) -> Result<Fp8Tokens> {
         let input = input.to_dtype(DType::F32)?;
         // A quotient: candle would multiply by 1/448, which rounds twice.
         let scale = input
@@ -77,18 +94,28 @@ impl Fp8Device for Twin {
             .max_keepdim(candle_core::D::Minus1)?
             .broadcast_div(&Tensor::new(448.0_f32, &Device::Cpu)?)?
             .maximum(1e-12)?;
-        Ok((input.broadcast_div(&scale)?.to_dtype(DType::F8E4M3)?, scale.squeeze(1)?))
+        let bits = input.broadcast_div(&scale)?.to_dtype(DType::F8E4M3)?;
+        let scale = scale.squeeze(1)?;
+        let others = scale.dim(0)? - first;
+        Ok(Fp8Tokens { bits, first_scales: scale.narrow(0, 0, first)?, other_scales: scale.narrow(0, first, others)? })
     }
 
-    fn multiply(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        assert_eq!((input.dtype(), weight.dtype()), (DType::F8E4M3, DType::F8E4M3));
-        let product = input.to_dtype(DType::F32)?.matmul(&weight.to_dtype(DType::F32)?.t()?)?;
-        (product * self.factor)?.to_dtype(DType::BF16)
-    }
-
-    fn finish(&self, product: &Tensor, token_scales: &Tensor, weight_scales: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let scaled = product.to_dtype(DType::F32)?.broadcast_mul(&token_scales.unsqueeze(1)?)?;
-        scaled.broadcast_mul(weight_scales)?.to_dtype(bias.dtype())?.broadcast_add(bias)
+    fn multiply(&self, tokens: &Fp8Tokens, layers: [Fp8Layer<'_>; 2], gelu: bool) -> Result<Tensor> {
+        let mut place = 0;
+        let mut parts = Vec::new();
+        for (scales, Fp8Layer { bits, scale, bias }) in [&tokens.first_scales, &tokens.other_scales].into_iter().zip(layers) {
+            assert_eq!((tokens.bits.dtype(), bits.dtype()), (DType::F8E4M3, DType::F8E4M3));
+            let count = scales.dim(0)?;
+            if count > 0 {
+                let part = tokens.bits.narrow(0, place, count)?.to_dtype(DType::F32)?;
+                let product = (part.matmul(&bits.to_dtype(DType::F32)?.t()?)? * self.factor)?;
+                let scaled = product.broadcast_mul(&scales.unsqueeze(1)?)?.broadcast_mul(scale)?;
+                let sum = scaled.broadcast_add(&bias.to_dtype(DType::F32)?)?;
+                parts.push(if gelu { sum.gelu()? } else { sum }.to_dtype(bias.dtype())?);
+            }
+            place += count;
+        }
+        Tensor::cat(&parts, 0)
     }
 }
 
@@ -108,7 +135,8 @@ mod tests {
         let scale = Tensor::new(&[0.5_f32, 2.0], &Device::Cpu)?;
         let bits = weight.to_dtype(DType::F8E4M3)?;
         let none = Tensor::zeros(2, DType::F32, &Device::Cpu)?;
-        let ours = fp8.forward(&input, &bits, &scale, &none)?.to_vec2::<f32>()?;
+        let layer = Fp8Layer { bits: &bits, scale: &scale, bias: &none };
+        let ours = fp8.forward(&input, layer)?.to_vec2::<f32>()?;
         let exact = input.matmul(&weight.t()?)?.broadcast_mul(&scale)?;
         for (ours, exact) in ours.concat().iter().zip(exact.to_vec2::<f32>()?.concat()) {
             assert!((ours - exact).abs() <= exact.abs() / 256.0, "{ours} is not {exact}");

@@ -1,95 +1,13 @@
 //! The layers that models are made of: our own kernels on the CPU in f32, candle's on any other device.
 
-use atelier_kernels::{convolution, elementwise, gemm, norm};
+mod linear;
+
+use atelier_kernels::{convolution, elementwise, norm};
 use candle_core::{D, DType, Error, Result, Storage, Tensor};
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
+pub(super) use self::linear::{Linear, linear, linear_b};
 use super::device;
-use super::packed::PackedWeight;
-
-/// A linear layer over the last dimension.
-pub(super) struct Linear {
-    weight: Weight,
-    bias: Option<Tensor>,
-}
-
-enum Weight {
-    /// Without a bias.
-    Whole(candle_nn::Linear),
-    Packed(PackedWeight),
-}
-
-pub(super) fn linear(in_features: usize, out_features: usize, vb: VarBuilder) -> Result<Linear> {
-    linear_b(in_features, out_features, true, vb)
-}
-
-pub(super) fn linear_b(in_features: usize, out_features: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
-    if let Some(packed) = PackedWeight::of(out_features, in_features, &vb)? {
-        let bias = if bias { Some(vb.get(out_features, "bias")?) } else { None };
-        return Ok(Linear { weight: Weight::Packed(packed), bias });
-    }
-    let linear = candle_nn::linear_b(in_features, out_features, bias, vb)?;
-    Ok(Linear::of(linear.weight().clone(), linear.bias().cloned()))
-}
-
-impl Linear {
-    /// `weight`: (out, in); `bias`: (out,).
-    pub(super) fn of(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight: Weight::Whole(candle_nn::Linear::new(weight, None)), bias }
-    }
-
-    /// `input`: (..., in). Returns (..., out).
-    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        self.run(input, None)
-    }
-
-    /// `before` (..., out) + [`Self::forward`].
-    pub(super) fn add_to(&self, before: &Tensor, input: &Tensor) -> Result<Tensor> {
-        self.run(input, Some(before))
-    }
-
-    /// [`Self::forward`] without the bias, and the bias, for what adds it by itself.
-    pub(super) fn before_bias(&self, input: &Tensor) -> Result<(Tensor, Option<&Tensor>)> {
-        let output = match &self.weight {
-            Weight::Whole(unbiased) => unbiased.forward(input)?,
-            Weight::Packed(packed) => run_packed(packed, None, input, None)?,
-        };
-        Ok((output, self.bias.as_ref()))
-    }
-
-    fn run(&self, input: &Tensor, before: Option<&Tensor>) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Whole(unbiased) => run_whole(unbiased, self.bias.as_ref(), input, before),
-            Weight::Packed(packed) => run_packed(packed, self.bias.as_ref(), input, before),
-        }
-    }
-}
-
-/// The weight is whole for as long as the product takes. What LoRAs have next to it is added to what is added.
-fn run_packed(packed: &PackedWeight, bias: Option<&Tensor>, input: &Tensor, before: Option<&Tensor>) -> Result<Tensor> {
-    let layer = |weight: Tensor| candle_nn::Linear::new(weight, None);
-    let unbiased = layer(packed.weight(input.dtype())?);
-    let Some([down, up]) = packed.low_rank() else { return run_whole(&unbiased, bias, input, before) };
-    let lower = run_whole(&layer(down.clone()), None, input, None)?;
-    let beside = run_whole(&layer(up.clone()), None, &lower, before)?;
-    run_whole(&unbiased, bias, input, Some(&beside))
-}
-
-fn run_whole(unbiased: &candle_nn::Linear, bias: Option<&Tensor>, input: &Tensor, before: Option<&Tensor>) -> Result<Tensor> {
-    let (out_features, in_features) = unbiased.weight().dims2()?;
-    let mut shape = input.dims().to_vec();
-    let known = shape.pop() == Some(in_features);
-    shape.push(out_features);
-    if !(is_ours(input) && known && before.is_none_or(|before| before.dims() == shape)) {
-        return added(unbiased.forward(input)?, (bias, &[out_features]), before, 1);
-    }
-    let weight = Some(unbiased.weight());
-    let output = with_values([Some(input), weight, bias, before], |[input, weight, values, residual]| {
-        let layer = gemm::Linear { weight, bias: bias.map(|_| values), in_features };
-        layer.run(input, before.map(|_| residual))
-    })?;
-    Tensor::from_vec(output, shape, input.device())
-}
 
 /// A convolution with a kernel of 1 or 3 and a border of zeros that keeps the size, or halves it with stride 2.
 pub(super) struct Conv(candle_nn::Conv2d);
@@ -140,8 +58,14 @@ impl Conv {
     fn elsewhere(&self, images: &Tensor, bias: Option<&Tensor>, before: Option<&Tensor>) -> Result<Tensor> {
         let Conv2dConfig { stride, padding, dilation, groups, .. } = *self.0.config();
         let weight = self.0.weight();
-        let output = device::convolution(images, weight, stride, padding)
-            .unwrap_or_else(|| images.conv2d(weight, padding, stride, dilation, groups))?;
+        let following = bias.map(|bias| (bias, before));
+        if let Some(output) = device::convolution(images, weight, stride, padding, following) {
+            return match (before, following) {
+                (Some(before), None) => before + output?,
+                _ => output,
+            };
+        }
+        let output = images.conv2d(weight, padding, stride, dilation, groups)?;
         let (_, channels, height, width) = output.dims4()?;
         let images = bias.map_or(1, |bias| bias.elem_count() / channels);
         added(output, (bias, &[images, channels, 1, 1]), before, height * width)
@@ -377,13 +301,6 @@ mod tests {
         let norm = group_norm(5, 40, 1e-5, &vb.pp("norm"))?;
         assert_close(&norm.forward(&image)?, &norm.norm.forward(&dense)?)?;
         assert_close(&norm.forward_silu(&image)?, &norm.norm.forward(&dense)?.silu()?)?;
-        for bias in [true, false] {
-            let linear = linear_b(23, 50, bias, vb.pp(format!("linear{bias}")))?;
-            let Weight::Whole(unbiased) = &linear.weight else { panic!("a whole weight") };
-            let candles = candle_nn::Linear::new(unbiased.weight().clone(), linear.bias.clone()).forward(&dense)?;
-            assert_close(&linear.forward(&image)?, &candles)?;
-            assert_close(&linear.add_to(&candles, &image)?, &(&candles * 2.0)?)?;
-        }
         let norm = layer_norm(23, 1e-5, &vb.pp("layer_norm"))?;
         assert_close(&norm.forward(&image)?, &norm.norm.forward(&dense)?)?;
         let norm = ChannelNorm::of(&Tensor::randn(0.0_f32, 1.0, 40, &Device::Cpu)?)?;

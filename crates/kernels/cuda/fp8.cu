@@ -3,9 +3,12 @@
 #include <cuda_fp8.h>
 #include "numbers.cuh"
 
+// Where the scale of a token is: those of the first tokens, a gap, and those of the others.
+static __device__ __forceinline__ int scale_at(int token, int first_tokens, int gap) { return token < first_tokens ? token : token + gap; }
+
 // A block a token: its largest magnitude, the scale that brings that to 448, and the token's values over the scale, rounded.
-// input: (tokens, width). bits: (tokens, width). scales: (tokens). 256 threads.
-template <typename T> static __device__ void round_token(const T *input, uint8_t *bits, float *scales, int width) {
+// input: (tokens, width). bits: (tokens, width). scales: (tokens + gap). 256 threads.
+template <typename T> static __device__ void round_token(const T *input, uint8_t *bits, float *scales, int width, int first_tokens, int gap) {
   __shared__ float largest_of_warp[8];
   const size_t first = (size_t)blockIdx.x * width;
   float largest = 0;
@@ -27,20 +30,31 @@ template <typename T> static __device__ void round_token(const T *input, uint8_t
   }
   // The least scale keeps a token of zeros one of zeros.
   const float scale = largest / 448.0f > 1e-12f || isnan(largest) ? largest / 448.0f : 1e-12f;
-  if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+  if (threadIdx.x == 0) scales[scale_at(blockIdx.x, first_tokens, gap)] = scale;
   for (int column = threadIdx.x; column < width; column += blockDim.x)
     bits[first + column] = __nv_cvt_float_to_fp8(wide(input[first + column]) / scale, __NV_SATFINITE, __NV_E4M3);
 }
 
-// product: (tokens, width), times the token's scale, times the weight's (one for all, or one a column), rounded to T, plus a bias.
+// The one with tanh (Hendrycks and Gimpel 2016).
+static __device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x))); }
+
+// product: (tokens, width), times the token's scale, times the weight's (one for all, or one a column), rounded to T, plus a bias; gelu of that,
+// where it is asked for. Scales and bias are of the first tokens' weight, and of the others'.
 template <typename T>
-static __device__ void finish(const __nv_bfloat16 *product, const float *token_scales, const float *weight_scales, int scale_stride, const T *bias, T *out, int width) {
+static __device__ void finish(const __nv_bfloat16 *product, const float *token_scales, const float *weight_scales, int scale_stride, const T *bias,
+                              const float *other_scales, int other_stride, const T *other_bias, T *out, int first_tokens, int gap, int width, int gelus) {
   const size_t first = (size_t)blockIdx.x * width;
-  const float token_scale = token_scales[blockIdx.x];
+  const float token_scale = token_scales[scale_at(blockIdx.x, first_tokens, gap)];
+  if (blockIdx.x >= first_tokens) {
+    weight_scales = other_scales;
+    scale_stride = other_stride;
+    bias = other_bias;
+  }
   for (int column = blockIdx.y * blockDim.x + threadIdx.x; column < width; column += gridDim.y * blockDim.x) {
     T rounded;
     narrow(__bfloat162float(product[first + column]) * token_scale * weight_scales[column * scale_stride], &rounded);
-    narrow(wide(rounded) + wide(bias[column]), &out[first + column]);
+    const float sum = wide(rounded) + wide(bias[column]);
+    narrow(gelus ? gelu(sum) : sum, &out[first + column]);
   }
 }
 
@@ -51,8 +65,11 @@ template <typename T> static __device__ void widen(const uint8_t *bits, T *out, 
 }
 
 #define KERNELS(NAME, T) \
-  extern "C" __global__ void round_tokens_##NAME(const T *input, uint8_t *bits, float *scales, int width) { round_token(input, bits, scales, width); } \
-  extern "C" __global__ void finish_##NAME(const __nv_bfloat16 *product, const float *token_scales, const float *weight_scales, int scale_stride, const T *bias, T *out, int width) { finish(product, token_scales, weight_scales, scale_stride, bias, out, width); } \
+  extern "C" __global__ void round_tokens_##NAME(const T *input, uint8_t *bits, float *scales, int width, int first_tokens, int gap) { round_token(input, bits, scales, width, first_tokens, gap); } \
+  extern "C" __global__ void finish_##NAME(const __nv_bfloat16 *product, const float *token_scales, const float *weight_scales, int scale_stride, const T *bias, \
+                                           const float *other_scales, int other_stride, const T *other_bias, T *out, int first_tokens, int gap, int width, int gelus) { \
+    finish(product, token_scales, weight_scales, scale_stride, bias, other_scales, other_stride, other_bias, out, first_tokens, gap, width, gelus); \
+  } \
   extern "C" __global__ void widen_##NAME(const uint8_t *bits, T *out, size_t count) { widen(bits, out, count); }
 KERNELS(f32, float)
 KERNELS(f16, __half)

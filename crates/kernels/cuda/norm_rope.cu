@@ -10,9 +10,10 @@ static __device__ __forceinline__ float rounded(float value) {
   return wide(narrowed);
 }
 
-// input, out: (rows, width), where the rows are (B, tokens, heads); weight: (width); cos, sin: (tokens, width/2). A warp takes a row.
+// input, out: (rows, width), where the rows are (B, tokens, heads); weight: (width), of the first tokens, and one of the others; cos, sin:
+// (tokens, width/2). A warp takes a row.
 template <typename T>
-static __device__ void norm_rope(const T *input, const T *weight, const float *cos, const float *sin, T *out, int64_t rows, int tokens, int heads, int width, float eps) {
+static __device__ void norm_rope(const T *input, const T *weight, const T *other_weight, const float *cos, const float *sin, T *out, int64_t rows, int tokens, int first, int heads, int width, float eps) {
   const int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
   if (row >= rows) return;
   const int lane = threadIdx.x % 32, half = width / 2;
@@ -22,20 +23,22 @@ static __device__ void norm_rope(const T *input, const T *weight, const float *c
   for (int i = lane; i < width; i += 32) sum += wide(from[i]) * wide(from[i]);
   for (int distance = 16; distance; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
   const float scale = rsqrtf(sum / width + eps);
-  const size_t angle = (size_t)(row / heads % tokens) * half;
+  const int token = row / heads % tokens;
+  if (token >= first) weight = other_weight;
+  const size_t angle = (size_t)token * half;
   for (int pair = lane; pair < half; pair += 32) {
-    const float first = rounded<T>(scale * wide(from[2 * pair]) * wide(weight[2 * pair]));
-    const float second = rounded<T>(scale * wide(from[2 * pair + 1]) * wide(weight[2 * pair + 1]));
+    const float left = rounded<T>(scale * wide(from[2 * pair]) * wide(weight[2 * pair]));
+    const float right = rounded<T>(scale * wide(from[2 * pair + 1]) * wide(weight[2 * pair + 1]));
     const float c = cos[angle + pair], s = sin[angle + pair];
-    narrow(first * c - second * s, &to[2 * pair]);
-    narrow(first * s + second * c, &to[2 * pair + 1]);
+    narrow(left * c - right * s, &to[2 * pair]);
+    narrow(left * s + right * c, &to[2 * pair + 1]);
   }
 }
 
 #define KERNEL(NAME, T) \
   extern "C" __global__ void __launch_bounds__(THREADS) \
-      norm_rope_##NAME(const T *input, const T *weight, const float *cos, const float *sin, T *out, int64_t rows, int tokens, int heads, int width, float eps) { \
-    norm_rope(input, weight, cos, sin, out, rows, tokens, heads, width, eps); \
+      norm_rope_##NAME(const T *input, const T *weight, const T *other_weight, const float *cos, const float *sin, T *out, int64_t rows, int tokens, int first, int heads, int width, float eps) { \
+    norm_rope(input, weight, other_weight, cos, sin, out, rows, tokens, first, heads, width, eps); \
   }
 KERNEL(f32, float)
 KERNEL(f16, __half)

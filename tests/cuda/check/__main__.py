@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+import following
 import instructions
 import meetings
 import products
@@ -34,6 +35,7 @@ def main(device):
     print(f"{count} instructions over {values} values")
     problems += wrong
     for title, found in (("threads that meet", meetings.check(driver)), ("products and convolutions", products.check(driver)),
+                         ("what follows products and convolutions", following.check(driver)),
                          (f"{len(rules.checks)} rules of streams, graphs and launches", list(each_rule(device)))):
         print(title)
         problems += found

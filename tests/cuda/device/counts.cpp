@@ -41,9 +41,15 @@ uint64_t memory_limit() {
     static const uint64_t bytes = strtoull(setting("SIMCUDA_MIB", "81920"), nullptr, 10) << 20;
     return bytes;
 }
-extern "C" int sim_dry() {
-    static const bool dry = !strcmp(setting("SIMCUDA_MODE", "eager"), "dry");
-    return dry;
+static bool &dry() {
+    static bool from_now_on = !strcmp(setting("SIMCUDA_MODE", "eager"), "dry") && !number_setting("SIMCUDA_DRY_FROM_MIB", 0);
+    return from_now_on;
+}
+extern "C" int sim_dry() { return dry(); }
+void asked_for(uint64_t bytes) {
+    static const uint64_t from = (uint64_t)number_setting("SIMCUDA_DRY_FROM_MIB", 0) << 20;
+    static const bool may = !strcmp(setting("SIMCUDA_MODE", "eager"), "dry");
+    if (may && from && bytes >= from) dry() = true;
 }
 
 // Never destroyed: `report` runs after the destructors of statics.

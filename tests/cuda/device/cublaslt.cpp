@@ -1,6 +1,8 @@
-// cuBLASLt: descriptions, a heuristic of one answer, and products.
+// cuBLASLt: descriptions, a heuristic of one answer, and products with what follows them.
 #include <cublasLt.h>
 #include <cstdio>
+#include <cstdlib>
+#include <string>
 #include "numbers.h"
 #include "simulated.h"
 struct Layout {
@@ -19,6 +21,10 @@ struct Desc {
     uint32_t epilogue = 1;
     int8_t fast = 0;
     int32_t sa_mode = 0, sb_mode = 0;
+};
+// What the caller says that all addresses of A, B, C and D are multiples of; 256 unless it says otherwise (cublasLt.h, "CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT").
+struct Preference {
+    uint32_t alignments[4] = {256, 256, 256, 256};
 };
 static bool format(cudaDataType t, Format &f) {
     switch (t) {
@@ -78,64 +84,116 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d_, cublasLtM
     case CUBLASLT_MATMUL_DESC_BIAS_POINTER: memcpy(&d->bias, v, n); break;
     case CUBLASLT_MATMUL_DESC_EPILOGUE: memcpy(&d->epilogue, v, n); break;
     case CUBLASLT_MATMUL_DESC_FAST_ACCUM: memcpy(&d->fast, v, n); break;
+    case CUBLASLT_MATMUL_DESC_A_SCALE_MODE: memcpy(&d->sa_mode, v, n); break;
+    case CUBLASLT_MATMUL_DESC_B_SCALE_MODE: memcpy(&d->sb_mode, v, n); break;
     default: return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) {
-    *p = (cublasLtMatmulPreference_t) new int;
+    *p = (cublasLtMatmulPreference_t) new Preference;
     return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) {
-    delete (int *)p;
+    delete (Preference *)p;
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void *,
-                                                    size_t) {
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t a, const void *v,
+                                                    size_t n) {
+    if (a >= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES && a <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES)
+        memcpy(&((Preference *)p)->alignments[a - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], v, n);
     return CUBLAS_STATUS_SUCCESS;
+}
+static int capability() {
+    const char *capability = getenv("SIMCUDA_CAP");
+    return atoi(capability && *capability ? capability : "90");
 }
 // 8-bit products begin with compute capability 8.9 (cuBLAS' documentation, "8-bit Floating Point Data Types (FP8) Usage").
-static bool has_fp8() {
-    const char *capability = getenv("SIMCUDA_CAP");
-    return atoi(capability && *capability ? capability : "90") >= 89;
+static bool has_fp8() { return capability() >= 89; }
+// A scale for each row and column: of 8-bit values on Hopper (cuBLAS' documentation, "Outer Vector Scaling for FP8 Data Types").
+static bool has_known_scales(const Desc *d, const Layout *a) {
+    if (d->sa_mode == CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F && d->sb_mode == CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F) return true;
+    return d->sa_mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F && d->sb_mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F && d->sa && d->sb &&
+           a->type == CUDA_R_8F_E4M3 && capability() == 90;
 }
-static bool allowed(const Desc *d, const Layout *a, const Layout *b, const Layout *c) {
-    if (d->epilogue != CUBLASLT_EPILOGUE_DEFAULT) return false; // None is computed here.
-    if (a->type != CUDA_R_8F_E4M3) return true; // What cuBLAS' documentation asks of 8-bit numbers on Hopper.
-    return has_fp8() && b->type == CUDA_R_8F_E4M3 && d->ta == CUBLAS_OP_T && d->tb == CUBLAS_OP_N && d->compute == CUBLAS_COMPUTE_32F &&
-           d->scale == CUDA_R_32F && a->ld % 16 == 0 && b->ld % 16 == 0 && a->rows % 16 == 0 && a->cols % 16 == 0 &&
-           (c->type == CUDA_R_16BF || c->type == CUDA_R_16F || c->type == CUDA_R_32F);
+// SIMCUDA_EPILOGUES=0: a library that has no product with anything behind it.
+static bool has_epilogues() {
+    const char *has = getenv("SIMCUDA_EPILOGUES");
+    return !has || atoi(has);
 }
+static bool allowed(const Desc *d, const Layout *a, const Layout *b, const Layout *c, const Layout *o) {
+    if (d->compute != CUBLAS_COMPUTE_32F || d->scale != CUDA_R_32F || a->type != b->type) return false;
+    // Products only: no batches.
+    if (a->batch != 1 || b->batch != 1 || c->batch != 1 || o->batch != 1) return false;
+    if (c->type != o->type || c->rows != o->rows || c->cols != o->cols) return false;
+    // The sides of op(A) (m, k), op(B) (k, n) and D (m, n).
+    uint64_t m = d->ta ? a->cols : a->rows, k = d->ta ? a->rows : a->cols, depth = d->tb ? b->cols : b->rows, n = d->tb ? b->rows : b->cols;
+    if (m != o->rows || n != o->cols || k != depth) return false;
+    if ((uint64_t)a->ld < a->rows || (uint64_t)b->ld < b->rows || (uint64_t)c->ld < c->rows || (uint64_t)o->ld < o->rows) return false;
+    switch (d->epilogue) {
+    case CUBLASLT_EPILOGUE_DEFAULT: break;
+    case CUBLASLT_EPILOGUE_BIAS:
+    case CUBLASLT_EPILOGUE_GELU_BIAS:
+        if (!has_epilogues()) return false;
+        break;
+    default: return false;
+    }
+    if (!has_known_scales(d, a)) return false;
+    if (a->type != CUDA_R_8F_E4M3) return o->type == a->type;
+    // What cuBLAS' documentation asks of 8-bit numbers on Hopper.
+    return has_fp8() && d->ta == CUBLAS_OP_T && d->tb == CUBLAS_OP_N && a->ld % 16 == 0 && b->ld % 16 == 0 && a->rows % 16 == 0 &&
+           a->cols % 16 == 0 && (o->type == CUDA_R_16BF || o->type == CUDA_R_16F || o->type == CUDA_R_32F);
+}
+// The approximation of gelu with tanh (Hendrycks and Gimpel 2016), which is the one that cuBLASLt has.
+static float gelu(float x) { return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x))); }
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
-                                              cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t,
-                                              cublasLtMatmulPreference_t, int n, cublasLtMatmulHeuristicResult_t *r, int *found) {
+                                              cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t o,
+                                              cublasLtMatmulPreference_t p, int n, cublasLtMatmulHeuristicResult_t *r, int *found) {
     sim_count(__func__);
     *found = 0;
-    if (!allowed((Desc *)d, (Layout *)a, (Layout *)b, (Layout *)c)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (!allowed((Desc *)d, (Layout *)a, (Layout *)b, (Layout *)c, (Layout *)o)) return CUBLAS_STATUS_NOT_SUPPORTED;
     memset(r, 0, sizeof *r);
     r->state = CUBLAS_STATUS_SUCCESS;
+    for (int i = 0; i < 4; i++) r->algo.data[i] = ((Preference *)p)->alignments[i];
     *found = n > 0;
     return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d_, const void *alpha, const void *A,
-                              cublasLtMatrixLayout_t a_, const void *B, cublasLtMatrixLayout_t b_, const void *beta, const void *,
-                              cublasLtMatrixLayout_t, void *D, cublasLtMatrixLayout_t o_, const cublasLtMatmulAlgo_t *, void *,
-                              size_t, cudaStream_t s) {
+                              cublasLtMatrixLayout_t a_, const void *B, cublasLtMatrixLayout_t b_, const void *beta, const void *C,
+                              cublasLtMatrixLayout_t c_, void *D, cublasLtMatrixLayout_t o_, const cublasLtMatmulAlgo_t *algorithm,
+                              void *, size_t, cudaStream_t s) {
     sim_count(__func__);
     Desc d = *(Desc *)d_;
-    Layout a = *(Layout *)a_, b = *(Layout *)b_, o = *(Layout *)o_;
+    Layout a = *(Layout *)a_, b = *(Layout *)b_, c = *(Layout *)c_, o = *(Layout *)o_;
     Format fa, fb, fo;
-    if (!allowed(&d, &a, &b, &o) || (a.type == CUDA_R_8F_E4M3 && ((uint64_t)A % 16 || (uint64_t)B % 16 || (uint64_t)D % 16)))
-        return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (!allowed(&d, &a, &b, &c, &o)) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (!format(a.type, fa) || !format(b.type, fb) || !format(o.type, fo)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    bool has_bias = d.epilogue == CUBLASLT_EPILOGUE_BIAS || d.epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
+    if (has_bias && !d.bias) return CUBLAS_STATUS_INVALID_VALUE;
+    // C may be D, or another matrix of the same order.
+    if (C == D && c.ld != o.ld) return CUBLAS_STATUS_INVALID_VALUE;
+    const void *addresses[] = {A, B, C, D};
+    for (int i = 0; algorithm && i < 4; i++)
+        if ((uint64_t)addresses[i] % algorithm->data[i]) return CUBLAS_STATUS_NOT_SUPPORTED;
+    bool by_row_and_column = d.sa_mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    if (by_row_and_column && ((uint64_t)d.sa % 16 || (uint64_t)d.sb % 16)) return CUBLAS_STATUS_NOT_SUPPORTED;
     size_t m = o.rows, n = o.cols, k = d.ta ? a.rows : a.cols;
-    float al = *(const float *)alpha;
-    if (*(const float *)beta != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
-    char t[128];
-    snprintf(t, sizeof t, "lt %s m%zu n%zu k%zu", fa == E4M3 ? "e4m3" : "whole", m, n, k);
-    sim_check_range(A, a.ld * a.cols * size_of(fa), "cublasLtMatmul");
-    sim_check_range(B, b.ld * b.cols * size_of(fb), "cublasLtMatmul");
-    sim_check_range(D, o.ld * o.cols * size_of(fo), "cublasLtMatmul");
+    float al = *(const float *)alpha, be = *(const float *)beta;
+    std::string t = fa == E4M3 ? "e4m3" : fa == F16 ? "f16" : fa == BF16 ? "bf16" : "f32";
+    if (has_bias) t += "+bias";
+    if (d.epilogue == CUBLASLT_EPILOGUE_GELU_BIAS) t += "+gelu";
+    if (be != 0) t += "+residual";
+    t += " m" + std::to_string(m) + " n" + std::to_string(n) + " k" + std::to_string(k) + " batch1";
+    sim_check_range(A, a.ld * (a.cols - 1) * size_of(fa) + a.rows * size_of(fa), "cublasLtMatmul");
+    sim_check_range(B, b.ld * (b.cols - 1) * size_of(fb) + b.rows * size_of(fb), "cublasLtMatmul");
+    sim_check_range(D, o.ld * (n - 1) * size_of(fo) + m * size_of(fo), "cublasLtMatmul");
+    if (be != 0) sim_check_range(C, c.ld * (n - 1) * size_of(fo) + m * size_of(fo), "cublasLtMatmul");
+    if (has_bias) sim_check_range(d.bias, m * size_of(fo), "cublasLtMatmul");
+    if (by_row_and_column) {
+        sim_check_range(d.sa, m * 4, "cublasLtMatmul");
+        sim_check_range(d.sb, n * 4, "cublasLtMatmul");
+        t.insert(t.find(' '), "+scales");
+    }
     std::function<void()> work = [=] {
         std::vector<float> x(m * k), y(n * k), z(n * m);
         for (size_t i = 0; i < k; i++)
@@ -143,12 +201,19 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d_, const v
         for (size_t j = 0; j < n; j++)
             for (size_t i = 0; i < k; i++) y[j * k + i] = get(B, fb, d.tb ? i * b.ld + j : j * b.ld + i);
         product(m, n, k, x.data(), y.data(), z.data());
-        float f = al * (d.sa ? *d.sa : 1) * (d.sb ? *d.sb : 1);
         for (size_t j = 0; j < n; j++)
-            for (size_t i = 0; i < m; i++) put(D, fo, j * o.ld + i, f * z[j * m + i]);
+            for (size_t i = 0; i < m; i++) {
+                float f = al * (d.sa ? d.sa[by_row_and_column ? i : 0] : 1) * (d.sb ? d.sb[by_row_and_column ? j : 0] : 1);
+                float v = f * z[j * m + i];
+                if (be != 0) v += be * get(C, fo, j * c.ld + i);
+                if (has_bias) v += get(d.bias, fo, i);
+                if (d.epilogue == CUBLASLT_EPILOGUE_GELU_BIAS) v = gelu(v);
+                put(D, fo, j * o.ld + i, v);
+            }
     };
-    sim_submit(s, "gemm", t, 2.0 * m * n * k,
-               (double)m * k * size_of(fa) + (double)n * k * size_of(fb) + (double)m * n * size_of(fo), &work);
+    double values = (double)m * n * (be != 0 ? 2 : 1) + (has_bias ? m : 0) + (by_row_and_column ? 4.0 / size_of(fo) * (m + n) : 0);
+    sim_submit(s, "gemm", t.c_str(), 2.0 * m * n * k,
+               (double)m * k * size_of(fa) + (double)n * k * size_of(fb) + values * size_of(fo), &work);
     return CUBLAS_STATUS_SUCCESS;
 }
 }

@@ -15,6 +15,9 @@ struct cudnnFilterStruct {
     cudnnTensorFormat_t format;
     int dims[4];
 };
+struct cudnnActivationStruct {
+    cudnnActivationMode_t mode;
+};
 struct cudnnConvolutionStruct {
     int pad[2], stride[2], dilation[2], groups;
     cudnnDataType_t compute;
@@ -41,6 +44,81 @@ static bool listed(const cudnnTensorStruct &x, const cudnnFilterStruct &w, const
     if (w.format == CUDNN_TENSOR_NCHW) return is_packed(y, false);
     return w.format == CUDNN_TENSOR_NHWC && is_packed(x, true) && is_packed(y, true) && x.type != CUDNN_DATA_FLOAT && w.dims[0] % 8 == 0 &&
            w.dims[1] % 8 == 0;
+}
+// What is added to a convolution: a number for each channel, and alpha2 times a tensor of the output's order.
+struct Added {
+    const void *bias = nullptr, *z = nullptr;
+    float alpha = 0;
+};
+static cudnnStatus_t convolve(cudnnHandle_t h, const cudnnTensorStruct &X, const void *x, const cudnnFilterStruct &Wf, const void *w,
+                              const cudnnConvolutionStruct &C, const cudnnTensorStruct &Y, void *y, Added added) {
+    Format fx, fw, fy;
+    if (!format(X.type, fx) || !format(Wf.type, fw) || !format(Y.type, fy)) return CUDNN_STATUS_NOT_SUPPORTED;
+    if (!listed(X, Wf, C, Y)) return CUDNN_STATUS_NOT_SUPPORTED;
+    if (C.groups != 1) return CUDNN_STATUS_NOT_SUPPORTED;
+    int n = X.dims[0], c = X.dims[1], H = X.dims[2], W = X.dims[3], k = Wf.dims[0], kh = Wf.dims[2], kw = Wf.dims[3],
+        oh = Y.dims[2], ow = Y.dims[3];
+    if (Wf.dims[1] != c || Y.dims[0] != n || Y.dims[1] != k ||
+        oh != (H + 2 * C.pad[0] - C.dilation[0] * (kh - 1) - 1) / C.stride[0] + 1 ||
+        ow != (W + 2 * C.pad[1] - C.dilation[1] * (kw - 1) - 1) / C.stride[1] + 1)
+        return CUDNN_STATUS_BAD_PARAM;
+    char t[160];
+    snprintf(t, sizeof t, "%s%s%s%s %dx%d s%d n%d c%d k%d %dx%d%s",
+             fx == F32   ? "f32"
+             : fx == F16 ? "f16"
+                         : "bf16",
+             added.bias ? "+bias" : "", added.alpha != 0 ? "+residual" : "", C.compute == CUDNN_DATA_HALF ? " summed in f16" : "", kh, kw, C.stride[0], n, c, k, oh, ow,
+             X.strides[3] == 1 ? "" : " strided");
+    double z = size_of(fx), flops = 2.0 * n * k * c * kh * kw * oh * ow,
+           bytes = z * ((double)n * c * H * W + (double)k * c * kh * kw + (added.alpha != 0 ? 2.0 : 1.0) * n * k * oh * ow +
+                        (added.bias ? k : 0));
+    sim_check_range(x,
+                    size_of(fx) * (1 + (n - 1) * (uint64_t)X.strides[0] + (c - 1) * (uint64_t)X.strides[1] +
+                                   (H - 1) * (uint64_t)X.strides[2] + (W - 1) * (uint64_t)X.strides[3]),
+                    "a convolution's input");
+    sim_check_range(y, z * n * k * oh * ow, "a convolution's output");
+    if (added.bias) sim_check_range(added.bias, z * k, "a convolution's bias");
+    if (added.alpha != 0) sim_check_range(added.z, z * n * k * oh * ow, "a convolution's residual");
+    sim_check_range(w, z * k * c * kh * kw, "a convolution's filter");
+    std::function<void()> work = [=] {
+        size_t depth = (size_t)c * kh * kw, places = (size_t)oh * ow;
+        std::vector<float> col(depth * places), wt(k * depth), out(k * places);
+        for (size_t i = 0; i < k * depth; i++) {
+            size_t o = i / depth, ci = i % depth / (kh * kw), at = i % (kh * kw);
+            wt[i] = get(w, fw, Wf.format == CUDNN_TENSOR_NHWC ? (o * kh * kw + at) * c + ci : i);
+        }
+        for (int b = 0; b < n; b++) {
+            for (int ci = 0; ci < c; ci++)
+                for (int i = 0; i < kh; i++)
+                    for (int j = 0; j < kw; j++) {
+                        float *row = &col[(((size_t)ci * kh + i) * kw + j) * places];
+                        for (int p = 0; p < oh; p++)
+                            for (int q = 0; q < ow; q++) {
+                                int yy = p * C.stride[0] - C.pad[0] + i * C.dilation[0],
+                                    xx = q * C.stride[1] - C.pad[1] + j * C.dilation[1];
+                                row[(size_t)p * ow + q] = yy < 0 || yy >= H || xx < 0 || xx >= W
+                                                              ? 0
+                                                              : get(x, fx,
+                                                                    (size_t)b * X.strides[0] + (size_t)ci * X.strides[1] +
+                                                                        (size_t)yy * X.strides[2] + (size_t)xx * X.strides[3]);
+                            }
+                    }
+            product(places, k, depth, col.data(), wt.data(), out.data(),
+                    C.compute == CUDNN_DATA_HALF && getenv("SIMCUDA_TRUE_HALF"));
+            for (int o = 0; o < k; o++)
+                for (int p = 0; p < oh; p++)
+                    for (int q = 0; q < ow; q++) {
+                        size_t at = (size_t)b * Y.strides[0] + (size_t)o * Y.strides[1] + (size_t)p * Y.strides[2] +
+                                    (size_t)q * Y.strides[3];
+                        float v = out[o * places + (size_t)p * ow + q];
+                        if (added.alpha != 0) v += added.alpha * get(added.z, fy, at);
+                        if (added.bias) v += get(added.bias, fy, o);
+                        put(y, fy, at, v);
+                    }
+        }
+    };
+    sim_submit(h->stream, "conv", t, flops, bytes, &work);
+    return CUDNN_STATUS_SUCCESS;
 }
 #define OK return CUDNN_STATUS_SUCCESS
 extern "C" {
@@ -146,70 +224,40 @@ cudnnStatus_t cudnnConvolutionForward(cudnnHandle_t h, const void *alpha, const 
                                       cudnnConvolutionFwdAlgo_t, void *, size_t, const void *beta, const cudnnTensorDescriptor_t yd,
                                       void *y) {
     sim_count(__func__);
-    auto X = *xd;
-    auto Wf = *wd;
-    auto C = *cd;
-    auto Y = *yd;
-    Format fx, fw, fy;
-    if (!format(X.type, fx) || !format(Wf.type, fw) || !format(Y.type, fy)) return CUDNN_STATUS_NOT_SUPPORTED;
-    if (!listed(X, Wf, C, Y)) return CUDNN_STATUS_NOT_SUPPORTED;
-    if (C.groups != 1 || *(const float *)alpha != 1 || *(const float *)beta != 0) return CUDNN_STATUS_NOT_SUPPORTED;
-    int n = X.dims[0], c = X.dims[1], H = X.dims[2], W = X.dims[3], k = Wf.dims[0], kh = Wf.dims[2], kw = Wf.dims[3],
-        oh = Y.dims[2], ow = Y.dims[3];
-    if (Wf.dims[1] != c || Y.dims[0] != n || Y.dims[1] != k ||
-        oh != (H + 2 * C.pad[0] - C.dilation[0] * (kh - 1) - 1) / C.stride[0] + 1 ||
-        ow != (W + 2 * C.pad[1] - C.dilation[1] * (kw - 1) - 1) / C.stride[1] + 1)
-        return CUDNN_STATUS_BAD_PARAM;
-    char t[160];
-    snprintf(t, sizeof t, "%s%s %dx%d s%d n%d c%d k%d %dx%d%s",
-             fx == F32   ? "f32"
-             : fx == F16 ? "f16"
-                         : "bf16",
-             C.compute == CUDNN_DATA_HALF ? " summed in f16" : "", kh, kw, C.stride[0], n, c, k, oh, ow,
-             X.strides[3] == 1 ? "" : " strided");
-    double z = size_of(fx), flops = 2.0 * n * k * c * kh * kw * oh * ow,
-           bytes = z * ((double)n * c * H * W + (double)k * c * kh * kw + (double)n * k * oh * ow);
-    sim_check_range(x,
-                    size_of(fx) * (1 + (n - 1) * (uint64_t)X.strides[0] + (c - 1) * (uint64_t)X.strides[1] +
-                                   (H - 1) * (uint64_t)X.strides[2] + (W - 1) * (uint64_t)X.strides[3]),
-                    "a convolution's input");
-    sim_check_range(y, z * n * k * oh * ow, "a convolution's output");
-    sim_check_range(w, z * k * c * kh * kw, "a convolution's filter");
-    std::function<void()> work = [=] {
-        size_t depth = (size_t)c * kh * kw, places = (size_t)oh * ow;
-        std::vector<float> col(depth * places), wt(k * depth), out(k * places);
-        for (size_t i = 0; i < k * depth; i++) {
-            size_t o = i / depth, ci = i % depth / (kh * kw), at = i % (kh * kw);
-            wt[i] = get(w, fw, Wf.format == CUDNN_TENSOR_NHWC ? (o * kh * kw + at) * c + ci : i);
-        }
-        for (int b = 0; b < n; b++) {
-            for (int ci = 0; ci < c; ci++)
-                for (int i = 0; i < kh; i++)
-                    for (int j = 0; j < kw; j++) {
-                        float *row = &col[(((size_t)ci * kh + i) * kw + j) * places];
-                        for (int p = 0; p < oh; p++)
-                            for (int q = 0; q < ow; q++) {
-                                int yy = p * C.stride[0] - C.pad[0] + i * C.dilation[0],
-                                    xx = q * C.stride[1] - C.pad[1] + j * C.dilation[1];
-                                row[(size_t)p * ow + q] = yy < 0 || yy >= H || xx < 0 || xx >= W
-                                                              ? 0
-                                                              : get(x, fx,
-                                                                    (size_t)b * X.strides[0] + (size_t)ci * X.strides[1] +
-                                                                        (size_t)yy * X.strides[2] + (size_t)xx * X.strides[3]);
-                            }
-                    }
-            product(places, k, depth, col.data(), wt.data(), out.data(),
-                    C.compute == CUDNN_DATA_HALF && getenv("SIMCUDA_TRUE_HALF"));
-            for (int o = 0; o < k; o++)
-                for (int p = 0; p < oh; p++)
-                    for (int q = 0; q < ow; q++)
-                        put(y, fy,
-                            (size_t)b * Y.strides[0] + (size_t)o * Y.strides[1] + (size_t)p * Y.strides[2] +
-                                (size_t)q * Y.strides[3],
-                            out[o * places + (size_t)p * ow + q]);
-        }
-    };
-    sim_submit(h->stream, "conv", t, flops, bytes, &work);
+    if (*(const float *)alpha != 1 || *(const float *)beta != 0) return CUDNN_STATUS_NOT_SUPPORTED;
+    return convolve(h, *xd, x, *wd, w, *cd, *yd, y, {});
+}
+cudnnStatus_t cudnnCreateActivationDescriptor(cudnnActivationDescriptor_t *d) {
+    sim_count(__func__);
+    *d = new cudnnActivationStruct{};
     OK;
+}
+cudnnStatus_t cudnnDestroyActivationDescriptor(cudnnActivationDescriptor_t d) {
+    delete d;
+    OK;
+}
+cudnnStatus_t cudnnSetActivationDescriptor(cudnnActivationDescriptor_t d, cudnnActivationMode_t m, cudnnNanPropagation_t, double) {
+    d->mode = m;
+    OK;
+}
+// Without an activation only behind one algorithm (legacy API, "cudnnConvolutionBiasActivationForward"). SIMCUDA_EPILOGUES=0: none at all.
+cudnnStatus_t cudnnConvolutionBiasActivationForward(cudnnHandle_t h, const void *alpha, const cudnnTensorDescriptor_t xd, const void *x,
+                                                    const cudnnFilterDescriptor_t wd, const void *w,
+                                                    const cudnnConvolutionDescriptor_t cd, cudnnConvolutionFwdAlgo_t algorithm, void *,
+                                                    size_t, const void *alpha2, const cudnnTensorDescriptor_t zd, const void *z,
+                                                    const cudnnTensorDescriptor_t bd, const void *bias,
+                                                    const cudnnActivationDescriptor_t activation, const cudnnTensorDescriptor_t yd,
+                                                    void *y) {
+    sim_count(__func__);
+    const char *has = getenv("SIMCUDA_EPILOGUES");
+    if (has && !atoi(has)) return CUDNN_STATUS_NOT_SUPPORTED;
+    if (*(const float *)alpha != 1 || activation->mode != CUDNN_ACTIVATION_IDENTITY ||
+        algorithm != CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM || bd->type != yd->type)
+        return CUDNN_STATUS_NOT_SUPPORTED;
+    for (int i = 0; i < 4; i++)
+        if (bd->dims[i] != (i == 1 ? yd->dims[1] : 1) || zd->dims[i] != yd->dims[i] || zd->strides[i] != yd->strides[i])
+            return CUDNN_STATUS_BAD_PARAM;
+    if (!bias || !z || zd->type != yd->type) return CUDNN_STATUS_BAD_PARAM;
+    return convolve(h, *xd, x, *wd, w, *cd, *yd, y, {bias, z, *(const float *)alpha2});
 }
 }

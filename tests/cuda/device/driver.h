@@ -25,6 +25,8 @@ bool is_lazy();     // SIMCUDA_MODE=lazy: work is done as late as CUDA allows
 bool is_checked();  // SIMCUDA_CHECK: memory is checked; what touches other memory faults the device
 bool is_poisoned(); // SIMCUDA_POISON: new and freed memory is NaN
 int compute_capability();
+// Memory of so many bytes is asked for at once: where a dry device may stop to compute.
+void asked_for(uint64_t bytes);
 int driver_version();
 uint64_t memory_limit();
 

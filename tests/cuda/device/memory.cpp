@@ -58,6 +58,7 @@ extern "C" void sim_check_shared(const void *first, int bytes, const void *share
 static CUresult allocate(CUdeviceptr *out, size_t bytes) {
     LOCK;
     if (in_use + bytes > memory_limit()) return CUDA_ERROR_OUT_OF_MEMORY;
+    asked_for(bytes);
     void *memory = nullptr;
     size_t taken = bytes ? bytes : 1; // A pool gives memory of no bytes as well.
     if (sim_dry()) {

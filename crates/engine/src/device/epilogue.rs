@@ -10,9 +10,9 @@ use half::{bf16, f16};
 
 use super::own_kernels::{in_order, run};
 
-/// Makes `output` (..., channels, `places`), which nothing else has, `before` + (`bias` + `output`). `bias`: all channels', or those of each image;
-/// `before`: of the output's shape. `None` where there is no kernel for them: on a CPU, or of several formats.
-pub(super) fn add_bias(output: &Tensor, bias: &Tensor, before: Option<&Tensor>, places: usize) -> Option<Result<()>> {
+/// Makes `output` (..., channels, `places`), which nothing else has, `before` + (`bias` + `output`), rounded once. `bias`: all channels', or those of each
+/// image; `before`: of the output's shape. `None` where there is no kernel for them: on a CPU, or of several formats.
+pub(crate) fn add_bias(output: &Tensor, bias: &Tensor, before: Option<&Tensor>, places: usize) -> Option<Result<()>> {
     let is_alike = |tensor: &Tensor| tensor.dtype() == output.dtype();
     let fits = has_kernels(output) && output.is_contiguous() && is_alike(bias) && before.is_none_or(is_alike);
     fits.then(|| {
@@ -28,8 +28,8 @@ pub(super) fn add_bias(output: &Tensor, bias: &Tensor, before: Option<&Tensor>, 
     })
 }
 
-/// GEGLU of `both` (..., 2·width) + `bias` (2·width): (..., width). `None` where there is no kernel for them.
-pub(super) fn geglu(both: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
+/// GEGLU with the exact gelu of `both` (..., 2·width), values before gates, + `bias` (2·width): (..., width). `None` where there is no kernel for them.
+pub(crate) fn geglu(both: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
     let fits = has_kernels(both) && bias.dtype() == both.dtype() && bias.elem_count() > 0;
     let of = match both.dtype() {
         DType::F16 => geglu_in::<f16>,
@@ -50,7 +50,7 @@ fn geglu_in<T: Element + CudaDType>(both: &Tensor, bias: &Tensor) -> Result<Tens
         return Err(Error::msg(format!("{:?} are no values and gates with {} biases", both.dims(), bias.elem_count())));
     };
     *last /= 2;
-    run([both, bias], shape.into(), |device, [both, bias]| {
+    run([both, bias], &shape.into(), |device, [both, bias]| {
         let output = geglu_of::<T>(&device.cuda_stream(), both, bias).map_err(Error::wrap)?;
         Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
     })

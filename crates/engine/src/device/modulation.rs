@@ -6,65 +6,124 @@ use candle_core::cuda_backend::CudaDType;
 use candle_core::{CudaStorage, DType, Error, Result, Tensor};
 use half::{bf16, f16};
 
-use super::own_kernels::run;
+use super::own_kernels::{run, run_all};
 
-/// Layer norm without weights of its own, times a scale, plus a shift. `hidden`: (1, T, width); `changes`: scale and shift, (width,) each, of the
-/// first `first` tokens and of the others. `None` where there is no kernel for them: on a CPU.
-pub(super) fn modulate(hidden: &Tensor, first: usize, changes: [(&Tensor, &Tensor); 2], eps: f32) -> Option<Result<Tensor>> {
-    let of = match hidden.dtype() {
-        _ if !hidden.device().is_cuda() => return None,
-        DType::F32 => modulated::<f32>,
+/// Layer norm without weights of its own, times a scale, plus a shift. `hidden`: (1, T, width); `ends`: where the second of three parts of the tokens
+/// begins, and the third; `changes`: scale and shift of each, (width,). `None` where there is no kernel for them: on a CPU.
+pub(crate) fn modulate(
+    hidden: &Tensor,
+    ends: [usize; 2],
+    changes: [(&Tensor, &Tensor); 3],
+    eps: f32,
+) -> Option<Result<Tensor>> {
+    let of = match kernels_of(hidden)? {
         DType::F16 => modulated::<f16>,
         DType::BF16 => modulated::<bf16>,
-        _ => return None,
+        _ => modulated::<f32>,
     };
-    Some(of(hidden, first, changes, eps))
+    Some(of(hidden, ends, changes, eps))
 }
 
-/// `hidden` + gate · `change`, both (1, T, width); `gates`: (width,) each, of the first `first` tokens and of the others. `None` as of [`modulate`].
-pub(super) fn add_gated(hidden: &Tensor, change: &Tensor, first: usize, gates: [&Tensor; 2]) -> Option<Result<Tensor>> {
-    let of = match hidden.dtype() {
-        _ if !hidden.device().is_cuda() => return None,
-        DType::F32 => gated::<f32>,
+/// `hidden` + gate · `change`, both (1, T, width); `gates`: of each part, (width,). `None` as of [`modulate`].
+pub(crate) fn add_gated(hidden: &Tensor, change: &Tensor, ends: [usize; 2], gates: [&Tensor; 3]) -> Option<Result<Tensor>> {
+    let of = match kernels_of(hidden)? {
         DType::F16 => gated::<f16>,
         DType::BF16 => gated::<bf16>,
-        _ => return None,
+        _ => gated::<f32>,
     };
-    Some(of(hidden, change, first, gates))
+    Some(of(hidden, change, ends, gates))
+}
+
+/// [`add_gated`], and [`modulate`] of that. `None` as of [`modulate`].
+pub(crate) fn add_gated_modulate(
+    both: (&Tensor, &Tensor),
+    ends: [usize; 2],
+    gates: [&Tensor; 3],
+    changes: [(&Tensor, &Tensor); 3],
+    eps: f32,
+) -> Option<Result<[Tensor; 2]>> {
+    let of = match kernels_of(both.0)? {
+        DType::F16 => gated_modulated::<f16>,
+        DType::BF16 => gated_modulated::<bf16>,
+        _ => gated_modulated::<f32>,
+    };
+    Some(of(both, ends, gates, changes, eps))
+}
+
+/// The format of values that there are kernels for.
+fn kernels_of(hidden: &Tensor) -> Option<DType> {
+    let dtype = hidden.dtype();
+    (hidden.device().is_cuda() && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)).then_some(dtype)
 }
 
 fn modulated<T: Element + CudaDType>(
     hidden: &Tensor,
-    first: usize,
-    [(scale, shift), (other_scale, other_shift)]: [(&Tensor, &Tensor); 2],
+    ends: [usize; 2],
+    changes: [(&Tensor, &Tensor); 3],
     eps: f32,
 ) -> Result<Tensor> {
-    let rows = rows(hidden, first, &[scale, shift, other_scale, other_shift])?;
-    let tensors = [hidden, scale, shift, other_scale, other_shift];
-    run(tensors, hidden.shape().clone(), |device, [hidden, scale, shift, other_scale, other_shift]| {
-        let changes = [(scale, shift), (other_scale, other_shift)];
-        let output = rows.modulate::<T>(&device.cuda_stream(), hidden, changes, eps).map_err(Error::wrap)?;
+    let [(scale, shift), (second_scale, second_shift), (third_scale, third_shift)] = changes;
+    let vectors = [scale, shift, second_scale, second_shift, third_scale, third_shift];
+    let rows = rows(hidden, ends, &vectors)?;
+    let [scale, shift, second_scale, second_shift, third_scale, third_shift] = vectors;
+    let tensors = [hidden, scale, shift, second_scale, second_shift, third_scale, third_shift];
+    run(tensors, hidden.shape(), |device, [hidden, vectors @ ..]| {
+        let output = rows.modulate::<T>(&device.cuda_stream(), hidden, pairs(&vectors), eps).map_err(Error::wrap)?;
         Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
     })
 }
 
-fn gated<T: Element + CudaDType>(hidden: &Tensor, change: &Tensor, first: usize, gates: [&Tensor; 2]) -> Result<Tensor> {
-    let rows = rows(hidden, first, &gates)?;
-    if change.dims() != hidden.dims() {
-        return Err(Error::msg(format!("{:?} cannot be added to {:?}", change.dims(), hidden.dims())));
-    }
-    run([hidden, change, gates[0], gates[1]], hidden.shape().clone(), |device, [hidden, change, gate, other_gate]| {
-        let output = rows.add_gated::<T>(&device.cuda_stream(), (hidden, change), [gate, other_gate]).map_err(Error::wrap)?;
+fn gated<T: Element + CudaDType>(hidden: &Tensor, change: &Tensor, ends: [usize; 2], gates: [&Tensor; 3]) -> Result<Tensor> {
+    let rows = rows(hidden, ends, &gates)?;
+    check_change(hidden, change)?;
+    let [gate, second_gate, third_gate] = gates;
+    run([hidden, change, gate, second_gate, third_gate], hidden.shape(), |device, [hidden, change, gates @ ..]| {
+        let output = rows.add_gated::<T>(&device.cuda_stream(), (hidden, change), gates).map_err(Error::wrap)?;
         Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
     })
+}
+
+fn gated_modulated<T: Element + CudaDType>(
+    (hidden, change): (&Tensor, &Tensor),
+    ends: [usize; 2],
+    gates: [&Tensor; 3],
+    changes: [(&Tensor, &Tensor); 3],
+    eps: f32,
+) -> Result<[Tensor; 2]> {
+    let [(scale, shift), (second_scale, second_shift), (third_scale, third_shift)] = changes;
+    let [gate, second_gate, third_gate] = gates;
+    let vectors = [gate, second_gate, third_gate, scale, shift, second_scale, second_shift, third_scale, third_shift];
+    let rows = rows(hidden, ends, &vectors)?;
+    check_change(hidden, change)?;
+    let [gate, second_gate, third_gate, scale, shift, second_scale, second_shift, third_scale, third_shift] = vectors;
+    let tensors =
+        [hidden, change, gate, second_gate, third_gate, scale, shift, second_scale, second_shift, third_scale, third_shift];
+    run_all(tensors, hidden.shape(), |device, [hidden, change, gate, second_gate, third_gate, vectors @ ..]| {
+        let gates = [gate, second_gate, third_gate];
+        let stream = device.cuda_stream();
+        let outputs = rows.add_gated_modulate::<T>(&stream, (hidden, change), gates, pairs(&vectors), eps);
+        Ok(outputs.map_err(Error::wrap)?.map(|output| CudaStorage::wrap_cuda_slice(output, device.clone())))
+    })
+}
+
+fn pairs<'a, T>(vectors: &[&'a T; 6]) -> [(&'a T, &'a T); 3] {
+    let [scale, shift, second_scale, second_shift, third_scale, third_shift] = vectors;
+    [(scale, shift), (second_scale, second_shift), (third_scale, third_shift)]
+}
+
+fn check_change(hidden: &Tensor, change: &Tensor) -> Result<()> {
+    if change.dims() == hidden.dims() {
+        return Ok(());
+    }
+    Err(Error::msg(format!("{:?} cannot be added to {:?}", change.dims(), hidden.dims())))
 }
 
 /// Of tokens that are changed by vectors of their width.
-fn rows(hidden: &Tensor, first: usize, vectors: &[&Tensor]) -> Result<Rows> {
+fn rows(hidden: &Tensor, ends: [usize; 2], vectors: &[&Tensor]) -> Result<Rows> {
     let (_, _, width) = hidden.dims3()?;
     match vectors.iter().find(|vector| vector.dims() != [width]) {
         Some(vector) => Err(Error::msg(format!("tokens of {width} values cannot be changed by {:?}", vector.dims()))),
-        None => Ok(Rows { first, width }),
+        None => Ok(Rows { ends, width }),
     }
 }
 
@@ -85,18 +144,31 @@ mod tests {
     fn tokens_are_changed_as_on_a_cpu() -> Result<()> {
         let device = crate::device::open().map_err(Error::wrap)?;
         for dtype in [DType::F32, DType::F16, DType::BF16] {
-            for (tokens, first, width, around) in [(9, 4, 3072, 0.0), (5, 5, 40, 0.0), (6, 0, 7, 0.0), (300, 299, 64, 20.0)] {
+            for (tokens, ends, width, around) in [
+                (9, [2, 4], 3072, 0.0),
+                (5, [5, 5], 40, 0.0),
+                (6, [0, 3], 7, 0.0),
+                (6, [0, 6], 520, 0.0),
+                (300, [100, 299], 64, 20.0),
+            ] {
                 let draw = |shape: &[usize]| Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype);
                 let both = draw(&[2, 1, tokens, width])?.affine(1.0, around)?;
                 let change = draw(&[1, tokens, width])?;
-                let vectors = (0..4).map(|_| draw(&[width])).collect::<Result<Vec<_>>>()?;
+                let vectors = (0..6).map(|_| draw(&[width])).collect::<Result<Vec<_>>>()?;
                 let there = vectors.iter().map(|vector| vector.to_device(&device)).collect::<Result<Vec<_>>>()?;
                 // The second of two: read from where it lies.
                 let hidden = both.to_device(&device)?.get(1)?;
-                let changes = [(&there[0], &there[1]), (&there[2], &there[3])];
-                let modulated = modulate(&hidden, first, changes, 1e-6).expect("a kernel")?;
-                let gates = [&there[0], &there[2]];
-                let gated = add_gated(&hidden, &change.to_device(&device)?, first, gates).expect("a kernel")?;
+                let changes = [(&there[0], &there[1]), (&there[2], &there[3]), (&there[4], &there[5])];
+                let modulated = modulate(&hidden, ends, changes, 1e-6).expect("a kernel")?;
+                let gates = [&there[0], &there[2], &there[4]];
+                let change_there = change.to_device(&device)?;
+                let gated = add_gated(&hidden, &change_there, ends, gates).expect("a kernel")?;
+                let together = add_gated_modulate((&hidden, &change_there), ends, gates, changes, 1e-6).expect("a kernel")?;
+                let one_by_one = modulate(&gated, ends, changes, 1e-6).expect("a kernel")?;
+                for (together, alone) in together.iter().zip([&gated, &one_by_one]) {
+                    let bits = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+                    assert_eq!(bits(together)?, bits(alone)?, "{dtype:?} {ends:?} of {tokens}, {width}");
+                }
 
                 let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64);
                 let vectors = vectors.iter().map(wide).collect::<Result<Vec<_>>>()?;
@@ -104,11 +176,11 @@ mod tests {
                 let change = wide(&change)?;
                 let mut normed = Vec::new();
                 let mut added = Vec::new();
-                for (from, count, of) in [(0, first, 0), (first, tokens - first, 2)] {
-                    if count > 0 {
-                        let part = before.narrow(1, from, count)?;
+                for (from, to, of) in [(0, ends[0], 0), (ends[0], ends[1], 2), (ends[1], tokens, 4)] {
+                    if to > from {
+                        let part = before.narrow(1, from, to - from)?;
                         normed.push(exact(&part, (&vectors[of], &vectors[of + 1]))?);
-                        added.push((part + change.narrow(1, from, count)?.broadcast_mul(&vectors[of])?)?);
+                        added.push((part + change.narrow(1, from, to - from)?.broadcast_mul(&vectors[of])?)?);
                     }
                 }
                 for (ours, exact) in [(modulated, Tensor::cat(&normed, 1)?), (gated, Tensor::cat(&added, 1)?)] {
@@ -120,7 +192,7 @@ mod tests {
                         DType::F16 => 2.0 * 2.0_f64.powi(-11),
                         _ => 2.0 * 2.0_f64.powi(-8),
                     };
-                    assert!(off / largest <= rounding, "{dtype:?} {first} of {tokens}, {width}: off by {}", off / largest);
+                    assert!(off / largest <= rounding, "{dtype:?} {ends:?} of {tokens}, {width}: off by {}", off / largest);
                 }
             }
         }
@@ -133,9 +205,14 @@ mod tests {
         let hidden = Tensor::zeros((1, 3, 8), DType::F32, &device)?;
         let vector = Tensor::zeros(8, DType::F32, &device)?;
         let short = vector.narrow(0, 0, 4)?;
-        assert!(modulate(&hidden, 1, [(&vector, &vector), (&vector, &short)], 1e-6).expect("a kernel").is_err());
-        assert!(add_gated(&hidden, &hidden.narrow(1, 0, 2)?, 1, [&vector; 2]).expect("a kernel").is_err());
-        assert!(add_gated(&hidden.to_device(&Device::Cpu)?, &hidden, 1, [&vector; 2]).is_none());
+        let changes = [(&vector, &vector), (&vector, &short), (&vector, &vector)];
+        assert!(modulate(&hidden, [1, 2], changes, 1e-6).expect("a kernel").is_err());
+        let fewer = hidden.narrow(1, 0, 2)?;
+        assert!(add_gated(&hidden, &fewer, [1, 2], [&vector; 3]).expect("a kernel").is_err());
+        let fitting = [(&vector, &vector); 3];
+        assert!(add_gated_modulate((&hidden, &fewer), [1, 2], [&vector; 3], fitting, 1e-6).expect("a kernel").is_err());
+        assert!(add_gated_modulate((&hidden, &hidden), [1, 2], [&short; 3], fitting, 1e-6).expect("a kernel").is_err());
+        assert!(add_gated(&hidden.to_device(&Device::Cpu)?, &hidden, [1, 2], [&vector; 3]).is_none());
         Ok(())
     }
 }

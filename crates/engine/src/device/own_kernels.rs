@@ -1,13 +1,12 @@
 //! Our CUDA kernels as operations over candle's tensors.
 
 use atelier_kernels::cuda::attention::FlashAttention;
-use atelier_kernels::cuda::convolution::{Convolution, Convolved};
 use atelier_kernels::cuda::modules::{Element, HalfElement};
 use atelier_kernels::cuda::norm::GroupNorm;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::CudaView;
 use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, DType, Device, Error, Result, Shape, Storage, Tensor};
+use candle_core::{CudaStorage, DType, Device, Error, Layout, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};
 
 /// softmax(query·keyᵀ/√width)·value; `query`: (B, T, heads, width), `key` and `value`: (B, S, heads, width). `None` where there is no kernel for
@@ -29,7 +28,7 @@ fn attended<T: HalfElement + CudaDType>(query: &Tensor, key: &Tensor, value: &Te
         return Err(Error::msg(format!("no attention of {:?} over {:?} and {:?}", query.dims(), key.dims(), value.dims())));
     }
     let sides = FlashAttention { batch, tokens, places, heads, width, causal };
-    run([query, key, value], query.shape().clone(), |device, [query, key, value]| {
+    run([query, key, value], query.shape(), |device, [query, key, value]| {
         let output = sides.run::<T>(&device.cuda_stream(), query, key, value).map_err(Error::wrap)?;
         Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
     })
@@ -51,34 +50,8 @@ fn normed<T: Element + CudaDType>(norm: GroupNorm, hidden: &Tensor, weight: &Ten
         return Err(Error::msg(format!("a group norm of {:?} channels got {:?}", weight.dims(), hidden.dims())));
     }
     let places = hidden.dims()[2..].iter().product();
-    run([hidden, weight, bias], hidden.shape().clone(), |device, [hidden, weight, bias]| {
+    run([hidden, weight, bias], hidden.shape(), |device, [hidden, weight, bias]| {
         let output = norm.run::<T>(&device.cuda_stream(), hidden, (weight, bias), places).map_err(Error::wrap)?;
-        Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
-    })
-}
-
-/// `images`: (B, in, H, W), `weight`: (out, in, kernel, kernel), in the same format. `None` where cuDNN does not take them: on a CPU.
-pub(super) fn convolution(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Option<Result<Tensor>> {
-    let fits = images.device().is_cuda() && weight.dtype() == images.dtype() && images.elem_count() > 0;
-    match images.dtype() {
-        DType::F32 if fits => Some(convolved::<f32>(images, weight, stride, padding)),
-        DType::F16 if fits => Some(convolved::<f16>(images, weight, stride, padding)),
-        DType::BF16 if fits => Some(convolved::<bf16>(images, weight, stride, padding)),
-        _ => None,
-    }
-}
-
-fn convolved<T: Convolved + CudaDType>(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
-    let (batch, in_channels, height, width) = images.dims4()?;
-    let (out_channels, weight_channels, kernel, kernel_width) = weight.dims4()?;
-    if weight_channels != in_channels || kernel != kernel_width || height.min(width) + 2 * padding < kernel {
-        return Err(Error::msg(format!("no convolution of {:?} with {:?}", images.dims(), weight.dims())));
-    }
-    let convolution = Convolution { batch, in_channels, height, width, out_channels, kernel, stride, padding };
-    let (out_height, out_width) = convolution.out_sides();
-    let shape = (batch, out_channels, out_height, out_width);
-    run([images, weight], shape.into(), |device, [images, weight]| {
-        let output = convolution.run::<T>(&device.cuda_stream(), images, weight).map_err(Error::wrap)?;
         Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
     })
 }
@@ -91,27 +64,37 @@ pub(super) fn in_order(tensor: &Tensor) -> Result<Tensor> {
     if first_byte.is_multiple_of(ALIGNED_BYTES) { Ok(tensor) } else { tensor.force_contiguous() }
 }
 
+/// The values of a tensor in order.
+pub(super) fn view<'a, T: CudaDType>(storage: &'a Storage, layout: &Layout) -> Result<CudaView<'a, T>> {
+    let Storage::Cuda(storage) = storage else { return Err(Error::msg("a kernel's tensors have to be on the GPU together")) };
+    let first = layout.start_offset();
+    Ok(storage.as_cuda_slice::<T>()?.slice(first..first + layout.shape().elem_count()))
+}
+
 /// A kernel over some tensors' values in order, with a result of this shape.
 pub(super) fn run<T: CudaDType, const COUNT: usize>(
     tensors: [&Tensor; COUNT],
-    shape: Shape,
+    shape: &Shape,
     kernel: impl FnOnce(&candle_core::CudaDevice, [&CudaView<'_, T>; COUNT]) -> Result<CudaStorage>,
 ) -> Result<Tensor> {
+    let [output] = run_all(tensors, shape, |device, views| Ok([kernel(device, views)?]))?;
+    Ok(output)
+}
+
+/// The same with several results, all of this shape.
+pub(super) fn run_all<T: CudaDType, const COUNT: usize, const RESULTS: usize>(
+    tensors: [&Tensor; COUNT],
+    shape: &Shape,
+    kernel: impl FnOnce(&candle_core::CudaDevice, [&CudaView<'_, T>; COUNT]) -> Result<[CudaStorage; RESULTS]>,
+) -> Result<[Tensor; RESULTS]> {
     let ordered = tensors.map(in_order).into_iter().collect::<Result<Vec<_>>>()?;
     let Some(Device::Cuda(device)) = ordered.first().map(Tensor::device) else {
         return Err(Error::msg("our CUDA kernels are for a GPU"));
     };
     let lying: Vec<_> = ordered.iter().map(Tensor::storage_and_layout).collect();
-    let views = lying.iter().map(|(storage, layout)| match &**storage {
-        Storage::Cuda(storage) => {
-            let first = layout.start_offset();
-            Ok(storage.as_cuda_slice::<T>()?.slice(first..first + layout.shape().elem_count()))
-        }
-        _ => Err(Error::msg("a kernel's tensors have to be on the GPU together")),
-    });
-    let views = views.collect::<Result<Vec<_>>>()?;
-    let output = kernel(device, std::array::from_fn(|place| &views[place]))?;
-    Ok(Tensor::from_storage(Storage::Cuda(output), shape, BackpropOp::none(), false))
+    let views = lying.iter().map(|(storage, layout)| view::<T>(storage, layout)).collect::<Result<Vec<_>>>()?;
+    let outputs = kernel(device, std::array::from_fn(|place| &views[place]))?;
+    Ok(outputs.map(|output| Tensor::from_storage(Storage::Cuda(output), shape.clone(), BackpropOp::none(), false)))
 }
 
 #[cfg(test)]
@@ -253,60 +236,6 @@ mod tests {
             }
         }
         Ok(values)
-    }
-
-    fn exact_convolution(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Vec<f64>> {
-        let (batch, in_channels, height, width) = images.dims4()?;
-        let (out_channels, _, kernel, _) = weight.dims4()?;
-        let images = doubles(images)?;
-        let weight = doubles(weight)?;
-        let out_height = (height + 2 * padding - kernel) / stride + 1;
-        let out_width = (width + 2 * padding - kernel) / stride + 1;
-        let mut output = Vec::with_capacity(batch * out_channels * out_height * out_width);
-        for place in 0..batch * out_channels * out_height * out_width {
-            let x = place % out_width;
-            let y = place / out_width % out_height;
-            let channel = place / (out_width * out_height) % out_channels;
-            let image = place / (out_width * out_height * out_channels);
-            let mut sum = 0.0;
-            for tap in 0..in_channels * kernel * kernel {
-                let from = tap / (kernel * kernel);
-                let row = tap / kernel % kernel;
-                let column = tap % kernel;
-                let row = (y * stride + row).wrapping_sub(padding);
-                let column = (x * stride + column).wrapping_sub(padding);
-                if row < height && column < width {
-                    let value = images[((image * in_channels + from) * height + row) * width + column];
-                    sum += value * weight[channel * in_channels * kernel * kernel + tap];
-                }
-            }
-            output.push(sum);
-        }
-        Ok(output)
-    }
-
-    #[test]
-    fn convolutions_sum_in_f32() -> Result<()> {
-        let device = on_gpu()?;
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            for (batch, channels, out, side, kernel, stride) in
-                [(2, 64, 8, 9, 3, 1), (1, 640, 4, 5, 3, 2), (1, 32, 16, 6, 1, 1)]
-            {
-                let images = drawn(&[batch, channels, side, side + 1], dtype)?;
-                let weight = drawn(&[out, channels, kernel, kernel], dtype)?;
-                // Twice: the second has its plan from the first.
-                for _ in 0..2 {
-                    let ours = convolution(&images.to_device(&device)?, &weight.to_device(&device)?, stride, kernel / 2)
-                        .expect("cuDNN")?;
-                    let off = furthest(&doubles(&ours)?, &exact_convolution(&images, &weight, stride, kernel / 2)?);
-                    assert!(
-                        off <= rounding(dtype) / 2.0 + 1e-5,
-                        "{dtype:?} {channels} to {out}, {kernel} by {stride}: off by {off}"
-                    );
-                }
-            }
-        }
-        Ok(())
     }
 
     #[test]

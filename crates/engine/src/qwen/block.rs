@@ -5,13 +5,12 @@ use candle_nn::ops::layer_norm;
 
 use super::config::TransformerConfig;
 use super::files::TransformerFiles;
-use super::linear::Linear;
+use super::linear::{Joined, Linear};
 use super::modulation::{BlockModulation, Modulation};
-use super::rope::Rope;
 use crate::EngineError;
 use crate::attention::attend;
 use crate::device;
-use crate::rotary::normed_and_turned;
+use crate::rotary::{Angles, joined_normed_and_turned};
 
 /// Of every norm; diffusers has it in code, not in config.json.
 pub(super) const NORM_EPS: f32 = 1e-6;
@@ -35,8 +34,15 @@ struct Stream {
     down: Linear,
 }
 
-/// How tokens are modulated: so many by the first, and those behind them by the second.
-type Parts<'a> = (usize, [&'a Modulation; 2]);
+/// How many tokens are the text's, and the output's; behind them stand the references'.
+#[derive(Clone, Copy)]
+pub(super) struct Counts {
+    pub(super) text: usize,
+    pub(super) output: usize,
+}
+
+/// How one half of a block modulates text, output and references.
+type Parts<'a> = [&'a Modulation; 3];
 
 impl Block {
     pub(super) fn new(
@@ -58,36 +64,31 @@ impl Block {
         Ok(Self { image, text: Stream::new(files, index, names)?, heads: config.num_attention_heads })
     }
 
-    /// `text`: (1, S, width); `image`: (1, T, width), the output's `output_tokens` first, then the references'. Returns both.
+    /// `tokens`: (1, S + T, width), the text's first, then the image's, the output's before the references'. Returns the same shape.
     pub(super) fn forward(
         &self,
-        text: &Tensor,
-        image: &Tensor,
-        output_tokens: usize,
+        tokens: &Tensor,
+        counts: Counts,
         conditioning: &BlockModulation,
-        rope: &Rope,
-    ) -> Result<(Tensor, Tensor)> {
-        let text_tokens = text.dim(1)?;
-        let image_tokens = image.dim(1)?;
-        let image_parts = |half: usize| (output_tokens, [&conditioning.output[half], &conditioning.references[half]]);
-        let text_parts = |half: usize| (text_tokens, [&conditioning.text[half]; 2]);
-
-        let (queries, keys, values) = {
-            let of_text = self.text.project(&modulate(text, text_parts(0))?, self.heads, rope.of(0, text_tokens)?)?;
-            let of_image =
-                self.image.project(&modulate(image, image_parts(0))?, self.heads, rope.of(text_tokens, image_tokens)?)?;
-            let joined = |index: usize| Tensor::cat(&[&of_text[index], &of_image[index]], 1);
-            (joined(0)?, joined(1)?, joined(2)?)
+        (cos, sin): Angles<'_>,
+    ) -> Result<Tensor> {
+        let Self { text, image, heads } = self;
+        let parts = |half: usize| [&conditioning.text[half], &conditioning.output[half], &conditioning.references[half]];
+        let attended = {
+            let modulated = Joined::new(modulate(tokens, counts, parts(0))?, counts.text)?;
+            let turned = |layers: [&Linear; 2], norms: [&Tensor; 2]| {
+                let joined = modulated.through(layers[0], layers[1])?;
+                joined_normed_and_turned(&joined, (counts.text, norms), *heads, NORM_EPS, (cos, sin))
+            };
+            let query = turned([&text.query, &image.query], [&text.norm_query, &image.norm_query])?;
+            let key = turned([&text.key, &image.key], [&text.norm_key, &image.norm_key])?;
+            attend(&query, &key, &modulated.through(&text.value, &image.value)?, *heads)?
         };
-        let attended = attend(&queries, &keys, &values, self.heads)?;
-        let of_text = self.text.out.forward(&attended.narrow(1, 0, text_tokens)?.contiguous()?)?;
-        let of_image = self.image.out.forward(&attended.narrow(1, text_tokens, image_tokens)?.contiguous()?)?;
-        let text = add_gated(text, &of_text, text_parts(0))?;
-        let image = add_gated(image, &of_image, image_parts(0))?;
-
-        let of_text = self.text.feed_forward(&modulate(&text, text_parts(1))?)?;
-        let of_image = self.image.feed_forward(&modulate(&image, image_parts(1))?)?;
-        Ok((add_gated(&text, &of_text, text_parts(1))?, add_gated(&image, &of_image, image_parts(1))?))
+        let change = Joined::new(attended, counts.text)?.through(&text.out, &image.out)?;
+        let [tokens, modulated] = add_gated_modulate(tokens, &change, counts, [parts(0), parts(1)])?;
+        let inner = Joined::new(modulated, counts.text)?.through_gelu(&text.up, &image.up)?;
+        let change = Joined::new(inner, counts.text)?.through(&text.down, &image.down)?;
+        add_gated(&tokens, &change, counts, parts(1))
     }
 }
 
@@ -108,26 +109,13 @@ impl Stream {
             down: linear(&format!("{mlp}.net.2"))?,
         })
     }
-
-    /// Queries and keys, normed and turned, and values: (1, T, width) each.
-    fn project(&self, hidden: &Tensor, heads: usize, (cos, sin): (Tensor, Tensor)) -> Result<[Tensor; 3]> {
-        let turned = |tensor: &Tensor, norm: &Tensor| normed_and_turned(tensor, norm, heads, NORM_EPS, (&cos, &sin));
-        let query = turned(&self.query.forward(hidden)?, &self.norm_query)?;
-        let key = turned(&self.key.forward(hidden)?, &self.norm_key)?;
-        Ok([query, key, self.value.forward(hidden)?])
-    }
-
-    fn feed_forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        // Candle's gelu is the one with tanh.
-        self.down.forward(&self.up.forward(hidden)?.gelu()?)
-    }
 }
 
-/// Layer norm without weights of its own, times 1 + scale, plus shift. `hidden`: (1, T, width).
-fn modulate(hidden: &Tensor, (first, parts): Parts<'_>) -> Result<Tensor> {
+/// Layer norm without weights of its own, times 1 + scale, plus shift. `hidden`: (1, S + T, width).
+fn modulate(hidden: &Tensor, counts: Counts, parts: Parts<'_>) -> Result<Tensor> {
     let changes = parts.map(|part| (&part.scale, &part.shift));
-    device::modulate(hidden, first, changes, NORM_EPS).unwrap_or_else(|| {
-        by_part(hidden, (first, parts), |place, tokens, modulation| {
+    device::modulate(hidden, counts.ends(), changes, NORM_EPS).unwrap_or_else(|| {
+        counts.by_part(hidden, parts, |place, tokens, modulation| {
             let part = hidden.narrow(1, place, tokens)?.contiguous()?;
             layer_norm(&part, &modulation.scale, &modulation.shift, NORM_EPS)
         })
@@ -135,22 +123,47 @@ fn modulate(hidden: &Tensor, (first, parts): Parts<'_>) -> Result<Tensor> {
 }
 
 /// `hidden` + gate · `change`.
-fn add_gated(hidden: &Tensor, change: &Tensor, (first, parts): Parts<'_>) -> Result<Tensor> {
-    device::add_gated(hidden, change, first, parts.map(|part| &part.gate)).unwrap_or_else(|| {
-        by_part(hidden, (first, parts), |place, tokens, modulation| {
+fn add_gated(hidden: &Tensor, change: &Tensor, counts: Counts, parts: Parts<'_>) -> Result<Tensor> {
+    device::add_gated(hidden, change, counts.ends(), parts.map(|part| &part.gate)).unwrap_or_else(|| {
+        counts.by_part(hidden, parts, |place, tokens, modulation| {
             hidden.narrow(1, place, tokens)? + change.narrow(1, place, tokens)?.broadcast_mul(&modulation.gate)?
         })
     })
 }
 
-/// `compute`: of so many tokens from a place on, and what modulates them.
-fn by_part(
+/// [`add_gated`] by the first of two halves, and [`modulate`] of that by the second.
+fn add_gated_modulate(
     hidden: &Tensor,
-    (first, [modulation, other]): Parts<'_>,
-    compute: impl Fn(usize, usize, &Modulation) -> Result<Tensor>,
-) -> Result<Tensor> {
-    match hidden.dim(1)? - first {
-        0 => compute(0, first, modulation),
-        others => Tensor::cat(&[compute(0, first, modulation)?, compute(first, others, other)?], 1),
+    change: &Tensor,
+    counts: Counts,
+    [gated, modulated]: [Parts<'_>; 2],
+) -> Result<[Tensor; 2]> {
+    let gates = gated.map(|part| &part.gate);
+    let changes = modulated.map(|part| (&part.scale, &part.shift));
+    device::add_gated_modulate((hidden, change), counts.ends(), gates, changes, NORM_EPS).unwrap_or_else(|| {
+        let added = add_gated(hidden, change, counts, gated)?;
+        let modulated = modulate(&added, counts, modulated)?;
+        Ok([added, modulated])
+    })
+}
+
+impl Counts {
+    /// Where the output's tokens begin, and the references'.
+    fn ends(self) -> [usize; 2] {
+        [self.text, self.text + self.output]
+    }
+
+    /// `compute`: of so many tokens from a place on, and what modulates them.
+    fn by_part(
+        self,
+        hidden: &Tensor,
+        parts: Parts<'_>,
+        compute: impl Fn(usize, usize, &Modulation) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let [output, references] = self.ends();
+        let places = [0, output, references, hidden.dim(1)?];
+        let counted = parts.iter().zip(places.windows(2)).filter(|(_, ends)| ends[1] > ends[0]);
+        let computed = counted.map(|(modulation, ends)| compute(ends[0], ends[1] - ends[0], modulation));
+        Tensor::cat(&computed.collect::<Result<Vec<_>>>()?, 1)
     }
 }

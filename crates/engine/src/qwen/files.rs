@@ -144,6 +144,8 @@ impl TransformerFiles {
             None => Tensor::ones(1, DType::F32, &self.device)?,
         };
         let bits = self.stored(&weight)?;
+        // A scale for each row: what a GPU can multiply by in the product itself.
+        let scale = scale.broadcast_as(bits.dim(0)?)?.contiguous()?;
         let fp8 = self.fp8.clone().filter(|_| Fp8Weight::fits(&bits));
         Ok(Linear::fp8((bits, scale, bias), self.low_rank(&weight)?, fp8))
     }

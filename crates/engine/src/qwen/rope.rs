@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::config::TransformerConfig;
 use super::packing::Grid;
+use crate::rotary::Angles;
 
 const THETA: f32 = 10_000.0;
 
@@ -47,9 +48,9 @@ impl Rope {
         Ok(Self { cos: table(f32::cos)?, sin: table(f32::sin)? })
     }
 
-    /// The angles of `count` tokens from `first` on.
-    pub(super) fn of(&self, first: usize, count: usize) -> Result<(Tensor, Tensor)> {
-        Ok((self.cos.narrow(0, first, count)?.contiguous()?, self.sin.narrow(0, first, count)?.contiguous()?))
+    /// Of all tokens.
+    pub(super) fn angles(&self) -> Angles<'_> {
+        (&self.cos, &self.sin)
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::{Error, Result, Tensor};
 use candle_nn::ops::{layer_norm, rms_norm};
 
-use super::block::{Block, NORM_EPS};
+use super::block::{Block, Counts, NORM_EPS};
 use super::config::TransformerConfig;
 use super::files::TransformerFiles;
 use super::linear::Linear;
@@ -71,13 +71,16 @@ impl Transformer {
         conditioning: &TimestepConditioning,
         rope: &Rope,
     ) -> Result<FirstBlock> {
-        let before = self.image_in.forward(tokens)?;
         let text = self.text_in.forward(&rms_norm(&text.contiguous()?, &self.text_norm, NORM_EPS)?)?;
+        let before = self.image_in.forward(tokens)?;
         let Some(block) = self.blocks.first() else {
             return Ok(FirstBlock { after: before.clone(), before, text: Some(text) });
         };
-        let (text, after) = block.forward(&text, &before, output_tokens, &conditioning.block(0)?, rope)?;
-        Ok(FirstBlock { before, after, text: Some(text) })
+        let counts = Counts { text: text.dim(1)?, output: output_tokens };
+        let joined = Tensor::cat(&[&text, &before], 1)?;
+        let joined = block.forward(&joined, counts, &conditioning.block(0)?, rope.angles())?;
+        let text = joined.narrow(1, 0, counts.text)?;
+        Ok(FirstBlock { after: joined.narrow(1, counts.text, before.dim(1)?)?, before, text: Some(text) })
     }
 
     /// All other blocks: the image's tokens behind them.
@@ -91,12 +94,13 @@ impl Transformer {
         conditioning: &TimestepConditioning,
         rope: &Rope,
     ) -> Result<Tensor> {
-        let mut image = first.after.clone();
-        let mut text = first.text.clone().ok_or_else(|| Error::msg("a block without its text"))?;
+        let text = first.text.as_ref().ok_or_else(|| Error::msg("a block without its text"))?;
+        let counts = Counts { text: text.dim(1)?, output: output_tokens };
+        let mut tokens = Tensor::cat(&[text, &first.after], 1)?;
         for (place, block) in self.blocks.iter().enumerate().skip(1) {
-            (text, image) = block.forward(&text, &image, output_tokens, &conditioning.block(place)?, rope)?;
+            tokens = block.forward(&tokens, counts, &conditioning.block(place)?, rope.angles())?;
         }
-        Ok(image)
+        tokens.narrow(1, counts.text, first.after.dim(1)?)
     }
 
     /// The end of [`Self::predict`]: (1, output tokens, 4·channels).

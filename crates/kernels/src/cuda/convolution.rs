@@ -1,25 +1,36 @@
-//! Convolutions by cuDNN that sum in f32 whatever the tensors are in, with kept plans and bounded workspaces.
+//! Convolutions by cuDNN that sum in f32 whatever the tensors are in, with what follows them, kept plans and bounded workspaces.
 //!
 //! candle-core 0.11.1 has cuDNN sum f16 convolutions in f16, describes each again for every call, and takes whatever workspace is asked for.
 
 use std::any::{Any, TypeId};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
+use cudarc::cudnn::sys::cudnnActivationMode_t::CUDNN_ACTIVATION_IDENTITY;
 use cudarc::cudnn::sys::cudnnConvolutionFwdAlgo_t::{
     CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM, CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
 };
+use cudarc::cudnn::sys::cudnnNanPropagation_t::CUDNN_PROPAGATE_NAN;
+use cudarc::cudnn::sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED;
 use cudarc::cudnn::sys::{cudnnConvolutionFwdAlgo_t, cudnnConvolutionMode_t, cudnnTensorFormat_t};
-use cudarc::cudnn::{ConvDescriptor, ConvForward, Cudnn, CudnnDataType, CudnnError, FilterDescriptor, TensorDescriptor};
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, DriverError};
+use cudarc::cudnn::{
+    ActivationDescriptor, ConvBiasActivationForward, ConvDescriptor, ConvForward, Cudnn, CudnnDataType, CudnnError,
+    FilterDescriptor, TensorDescriptor,
+};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtr as _, DriverError};
 use half::{bf16, f16};
 
+use super::epilogue::Addition;
 use super::modules::Element;
 
 /// The most that a convolution may take beside its tensors.
 const MAX_WORKSPACE_BYTES: usize = 256 << 20;
+
+/// The one algorithm behind which cuDNN adds without an activation (its documentation, `cudnnConvolutionBiasActivationForward`).
+const FOLLOWED: cudnnConvolutionFwdAlgo_t = CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
 
 /// A value of 1 and of 0, for `out = 1 · convolution + 0 · out`.
 pub trait Convolved: Element + CudnnDataType + Sized + 'static {
@@ -69,6 +80,11 @@ struct Plan<T> {
     output: TensorDescriptor<T>,
     algorithm: cudnnConvolutionFwdAlgo_t,
     workspace_bytes: usize,
+    bias: TensorDescriptor<T>,
+    /// None that changes anything.
+    activation: ActivationDescriptor<f32>,
+    /// Of the convolution with what follows it; `None` where cuDNN takes too much for that, or has refused it.
+    following_workspace_bytes: Cell<Option<usize>>,
 }
 
 /// A stream by its address, which stays its own: every plan's handle keeps its stream.
@@ -88,7 +104,8 @@ impl Convolution {
         (side(self.height), side(self.width))
     }
 
-    /// Returns (batch, `out_channels`, height, width) of [`Self::out_sides`]; without a bias.
+    /// residual + (bias + convolution), in f32 and rounded once where cuDNN does it all: (batch, `out_channels`, height, width) of
+    /// [`Self::out_sides`]. Else our kernel adds them to the rounded convolution.
     ///
     /// # Errors
     /// The driver's or cuDNN's.
@@ -100,12 +117,14 @@ impl Convolution {
         stream: &Arc<CudaStream>,
         images: &CudaView<'_, T>,
         weight: &CudaView<'_, T>,
+        added: Option<(&CudaView<'_, T>, Option<&CudaView<'_, T>>)>,
     ) -> Result<CudaSlice<T>, ConvolutionError> {
         let (height, width) = self.out_sides();
+        let places = height * width;
         assert_eq!(images.len(), self.batch * self.in_channels * self.height * self.width);
         assert_eq!(weight.len(), self.out_channels * self.in_channels * self.kernel * self.kernel);
         // SAFETY: the convolution below writes every value, and with a beta of 0 reads none.
-        let mut out = unsafe { stream.alloc::<T>(self.batch * self.out_channels * height * width)? };
+        let mut out = unsafe { stream.alloc::<T>(self.batch * self.out_channels * places)? };
         let key = (Arc::as_ptr(stream) as usize, TypeId::of::<T>(), self);
         PLANS.with_borrow_mut(|plans| {
             let plan = match plans.entry(key) {
@@ -113,11 +132,22 @@ impl Convolution {
                 Entry::Vacant(place) => place.insert(Box::new(self.planned::<T>(stream)?)),
             };
             let plan = plan.downcast_ref::<Plan<T>>().expect("a plan of this key has this type");
+            if let Some((bias, residual)) = added
+                && bias.len() == self.out_channels
+            {
+                assert!(residual.is_none_or(|residual| residual.len() == out.len()), "a residual for each value");
+                if plan.run_following(stream, (images, weight), (bias, residual), &mut out)? {
+                    return Ok(out);
+                }
+            }
             // SAFETY: what a workspace holds is cuDNN's alone.
             let mut workspace = unsafe { stream.alloc::<u8>(plan.workspace_bytes.max(1))? };
             let forward = plan.forward();
             // SAFETY: the tensors are as long as their descriptions say (checked above), and the workspace as long as was asked for.
             unsafe { forward.launch(plan.algorithm, Some(&mut workspace), T::ONE_AND_ZERO, images, weight, &mut out)? };
+            if let Some((bias, residual)) = added {
+                Addition { bias, residual, places }.add_to(stream, &mut out.slice_mut(..))?;
+            }
             Ok(out)
         })
     }
@@ -138,10 +168,15 @@ impl Convolution {
             output: cudnn.create_4d_tensor::<T>(order, output)?,
             algorithm: CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
             workspace_bytes: 0,
+            bias: cudnn.create_4d_tensor::<T>(order, sides([1, self.out_channels, 1, 1]))?,
+            activation: cudnn.create_activation(CUDNN_ACTIVATION_IDENTITY, CUDNN_PROPAGATE_NAN, 0.0)?,
+            following_workspace_bytes: Cell::new(None),
         };
+        let bytes = plan.forward().get_workspace_size(FOLLOWED)?;
+        plan.following_workspace_bytes.set((bytes <= MAX_WORKSPACE_BYTES).then_some(bytes));
         // The advised one first; the last takes no workspace worth speaking of.
         let advised = plan.forward().pick_algorithm()?;
-        let algorithms = [advised, CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM, CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM];
+        let algorithms = [advised, FOLLOWED, CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM];
         for algorithm in algorithms {
             plan.algorithm = algorithm;
             plan.workspace_bytes = plan.forward().get_workspace_size(algorithm)?;
@@ -156,6 +191,47 @@ impl Convolution {
 impl<T: Convolved> Plan<T> {
     fn forward(&self) -> ConvForward<'_, T, f32, T> {
         ConvForward { conv: &self.convolution, x: &self.images, w: &self.filter, y: &self.output }
+    }
+
+    /// The slices are as long as the plan's sides say. Returns whether cuDNN has it: else nothing was written, and it is not asked again.
+    fn run_following(
+        &self,
+        stream: &Arc<CudaStream>,
+        (images, weight): (&CudaView<'_, T>, &CudaView<'_, T>),
+        (bias, residual): (&CudaView<'_, T>, Option<&CudaView<'_, T>>),
+        out: &mut CudaSlice<T>,
+    ) -> Result<bool, ConvolutionError> {
+        let Some(workspace_bytes) = self.following_workspace_bytes.get() else { return Ok(false) };
+        // SAFETY: what a workspace holds is cuDNN's alone.
+        let mut workspace = unsafe { stream.alloc::<u8>(workspace_bytes.max(1))? };
+        let forward = ConvBiasActivationForward {
+            conv: &self.convolution,
+            act: &self.activation,
+            x: &self.images,
+            w: &self.filter,
+            z: &self.output,
+            bias: &self.bias,
+            y: &self.output,
+        };
+        // cuDNN wants a residual's address even where it is to be multiplied by 0, and then reads none: the output's, as PyTorch has it.
+        let (address, in_use) = out.device_ptr(stream);
+        drop(in_use);
+        // SAFETY: it is the output's memory, which stays the output's to give back.
+        let same = ManuallyDrop::new(unsafe { stream.upgrade_device_ptr::<T>(address, out.len()) });
+        let same = same.slice(..);
+        let (one, zero) = T::ONE_AND_ZERO;
+        let factors = if residual.is_some() { (one, T::ONE_AND_ZERO.0) } else { (one, zero) };
+        let residual = residual.unwrap_or(&same);
+        // SAFETY: the tensors are as long as their descriptions say, and the workspace as long as was asked for.
+        let launched = unsafe { forward.launch(FOLLOWED, Some(&mut workspace), factors, images, weight, residual, bias, out) };
+        match launched {
+            Ok(()) => Ok(true),
+            Err(CudnnError(CUDNN_STATUS_NOT_SUPPORTED)) => {
+                self.following_workspace_bytes.set(None);
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

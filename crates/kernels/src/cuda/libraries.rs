@@ -83,10 +83,11 @@ shared_library! { CUBLAS_LT, "libcublasLt.so.13", "CUDA 13",
         cublasLtMatrixLayoutDestroy
 }
 shared_library! { CUDNN, "libcudnn.so.9", "cuDNN 9",
-        cudnnConvolutionForward cudnnCreate cudnnCreateConvolutionDescriptor cudnnCreateFilterDescriptor
-        cudnnCreateTensorDescriptor cudnnDestroy cudnnDestroyConvolutionDescriptor cudnnDestroyFilterDescriptor
+        cudnnConvolutionBiasActivationForward cudnnConvolutionForward cudnnCreate cudnnCreateActivationDescriptor
+        cudnnCreateConvolutionDescriptor cudnnCreateFilterDescriptor cudnnCreateTensorDescriptor cudnnDestroy
+        cudnnDestroyActivationDescriptor cudnnDestroyConvolutionDescriptor cudnnDestroyFilterDescriptor
         cudnnDestroyTensorDescriptor cudnnGetConvolutionForwardAlgorithm_v7 cudnnGetConvolutionForwardWorkspaceSize
-        cudnnSetConvolution2dDescriptor cudnnSetFilter4dDescriptor cudnnSetStream cudnnSetTensor4dDescriptor
+        cudnnSetActivationDescriptor cudnnSetConvolution2dDescriptor cudnnSetFilter4dDescriptor cudnnSetStream cudnnSetTensor4dDescriptor
         cudnnSetTensor4dDescriptorEx
 }
 shared_library! { CURAND, "libcurand.so.10", "CUDA 13",

@@ -22,13 +22,6 @@ pub(super) struct DoubleModulation {
     image: Vec<Modulation>,
 }
 
-/// The angles of the text's tokens, of the image's, and of both.
-pub(super) struct Ropes {
-    pub(super) text: Rope,
-    pub(super) image: Rope,
-    pub(super) all: Rope,
-}
-
 impl DoubleBlock {
     pub(super) fn new(config: &TransformerConfig, vb: &VarBuilder) -> Result<Self> {
         let stream = |is_text| Stream::new(config, is_text, vb);
@@ -39,19 +32,18 @@ impl DoubleBlock {
         Ok(DoubleModulation { text: self.text.modulations(time)?, image: self.image.modulations(time)? })
     }
 
-    /// `text`: (1, S, width); `image`: (1, T, width). Returns both.
+    /// `text`: (1, S, width); `image`: (1, T, width); `rope`: of both. Returns both.
     pub(super) fn forward(
         &self,
         text: &Tensor,
         image: &Tensor,
         modulation: &DoubleModulation,
-        ropes: &Ropes,
+        rope: &Rope,
     ) -> Result<(Tensor, Tensor)> {
         let text_tokens = text.dim(1)?;
-        let of_text = self.text.project(text, &modulation.text, &ropes.text)?;
-        let of_image = self.image.project(image, &modulation.image, &ropes.image)?;
-        let joined = |index: usize| Tensor::cat(&[&of_text[index], &of_image[index]], 1);
-        let attended = attend(&joined(0)?, &joined(1)?, &joined(2)?, self.heads)?;
+        let both = [(&self.text, text, &*modulation.text), (&self.image, image, &*modulation.image)];
+        let [query, key, value] = Stream::project(both, rope)?;
+        let attended = attend(&query, &key, &value, self.heads)?;
         let text = self.text.finish(text, &attended.narrow(1, 0, text_tokens)?, &modulation.text)?;
         let image = self.image.finish(image, &attended.narrow(1, text_tokens, image.dim(1)?)?, &modulation.image)?;
         Ok((text, image))
@@ -90,8 +82,7 @@ impl SingleBlock {
         let normed = modulation[0].normed(hidden)?;
         let [query, key, value] = self.projections.forward(&normed, rope)?;
         let attended = attend(&query, &key, &value, self.heads)?;
-        // Candle's gelu is the one with tanh.
-        let inner = self.up.forward(&normed)?.gelu()?;
+        let inner = self.up.forward_gelu(&normed)?;
         modulation[0].add_gated(hidden, &self.out.forward(&Tensor::cat(&[&attended, &inner], D::Minus1)?)?)
     }
 }

@@ -8,7 +8,7 @@ use super::config::TransformerConfig;
 use crate::device;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear};
-use crate::rotary::normed_and_turned;
+use crate::rotary::{joined_normed_and_turned, normed_and_turned};
 
 /// Of every norm; diffusers has it in code, not in config.json.
 pub(super) const NORM_EPS: f32 = 1e-6;
@@ -38,7 +38,7 @@ impl Modulation {
     /// `hidden` + gate · `change`.
     pub(super) fn add_gated(&self, hidden: &Tensor, change: &Tensor) -> Result<Tensor> {
         let tokens = hidden.dim(1)?;
-        device::add_gated(hidden, change, tokens, [&self.gate; 2])
+        device::add_gated(hidden, change, [tokens; 2], [&self.gate; 3])
             .unwrap_or_else(|| hidden + change.broadcast_mul(&self.gate)?)
     }
 }
@@ -76,6 +76,19 @@ impl Projections {
         let query = turned(&self.query.forward(hidden)?, &self.norm_query)?;
         let key = turned(&self.key.forward(hidden)?, &self.norm_key)?;
         Ok([query, key, self.value.forward(hidden)?])
+    }
+
+    /// [`Self::forward`] of two streams behind each other, each with what it gets; `rope`: of the tokens of both.
+    fn joined(both: [(&Self, &Tensor); 2], rope: &Rope) -> Result<[Tensor; 3]> {
+        let [(first, to_first), (second, to_second)] = both;
+        let tokens = to_first.dim(1)?;
+        let turned = |layers: [&Linear; 2], norms: [&Tensor; 2]| {
+            let joined = Linear::joined([(layers[0], to_first), (layers[1], to_second)])?;
+            joined_normed_and_turned(&joined, (tokens, norms), first.heads, NORM_EPS, (&rope.cos, &rope.sin))
+        };
+        let query = turned([&first.query, &second.query], [&first.norm_query, &second.norm_query])?;
+        let key = turned([&first.key, &second.key], [&first.norm_key, &second.norm_key])?;
+        Ok([query, key, Linear::joined([(&first.value, to_first), (&second.value, to_second)])?])
     }
 }
 
@@ -117,15 +130,18 @@ impl Stream {
         Modulation::of(&self.modulation, time, 2)
     }
 
-    pub(super) fn project(&self, hidden: &Tensor, modulations: &[Modulation], rope: &Rope) -> Result<[Tensor; 3]> {
-        self.projections.forward(&modulations[0].normed(hidden)?, rope)
+    /// Queries, keys and values of two streams behind each other; `both`: each with its tokens and how they are modulated.
+    pub(super) fn project(both: [(&Self, &Tensor, &[Modulation]); 2], rope: &Rope) -> Result<[Tensor; 3]> {
+        let [(first, to_first, of_first), (second, to_second, of_second)] = both;
+        let first = (&first.projections, &of_first[0].normed(to_first)?);
+        let second = (&second.projections, &of_second[0].normed(to_second)?);
+        Projections::joined([first, second], rope)
     }
 
     /// `attended`: what attention gave for this stream, (1, T, width).
     pub(super) fn finish(&self, hidden: &Tensor, attended: &Tensor, modulations: &[Modulation]) -> Result<Tensor> {
         let hidden = modulations[0].add_gated(hidden, &self.out.forward(&attended.contiguous()?)?)?;
-        // Candle's gelu is the one with tanh.
-        let inner = self.up.forward(&modulations[1].normed(&hidden)?)?.gelu()?;
+        let inner = self.up.forward_gelu(&modulations[1].normed(&hidden)?)?;
         modulations[1].add_gated(&hidden, &self.down.forward(&inner)?)
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_nn::ops::layer_norm;
 
-use super::block::{DoubleBlock, DoubleModulation, Ropes, SingleBlock};
+use super::block::{DoubleBlock, DoubleModulation, SingleBlock};
 use super::config::TransformerConfig;
 use super::stream::{Modulation, NORM_EPS};
 use super::text::TextStates;
@@ -46,7 +46,8 @@ pub struct Context {
     text: Tensor,
     /// (1, width).
     pooled: Tensor,
-    ropes: Ropes,
+    /// Of the text's tokens, then the image's.
+    rope: Rope,
 }
 
 /// What the blocks get of time and of the text's summary.
@@ -59,17 +60,13 @@ pub struct Conditioning {
 
 impl Context {
     pub(super) fn tensors(&self) -> Vec<Tensor> {
-        let Self { text, pooled, ropes, .. } = self;
-        let ropes = [&ropes.text, &ropes.image, &ropes.all].into_iter().flat_map(|rope| [&rope.cos, &rope.sin]);
-        [text, pooled].into_iter().chain(ropes).cloned().collect()
+        let Self { text, pooled, rope, .. } = self;
+        [text, pooled, &rope.cos, &rope.sin].into_iter().cloned().collect()
     }
 
     pub(super) fn with_tensors(&self, tensors: &[Tensor]) -> Result<Self> {
-        let [text, pooled, text_cos, text_sin, image_cos, image_sin, cos, sin] = tensors else {
-            bail!("a text, its summary and six tables, not {}", tensors.len())
-        };
-        let ropes = Ropes { text: [text_cos, text_sin].into(), image: [image_cos, image_sin].into(), all: [cos, sin].into() };
-        Ok(Self { grid: self.grid, text: text.clone(), pooled: pooled.clone(), ropes })
+        let [text, pooled, cos, sin] = tensors else { bail!("a text, its summary and two tables, not {}", tensors.len()) };
+        Ok(Self { grid: self.grid, text: text.clone(), pooled: pooled.clone(), rope: [cos, sin].into() })
     }
 }
 
@@ -110,13 +107,11 @@ impl Transformer {
     pub(super) fn context(&self, words: &TextStates, grid: Grid) -> Result<Context> {
         let text = self.text_in.forward(&words.states.to_dtype(self.dtype)?.contiguous()?)?;
         let pooled = self.pooled.forward(&words.pooled.to_dtype(self.dtype)?)?;
-        let rope = |places: &[[usize; 3]]| Rope::new(self.config.axes_dims_rope, THETA, places, &self.device);
         // All of a text stands at one place.
-        let text_rope = rope(&vec![[0; 3]; text.dim(1)?])?;
-        let places = (0..grid.height).flat_map(|row| (0..grid.width).map(move |column| [0, row, column]));
-        let image_rope = rope(&places.collect::<Vec<_>>())?;
-        let all = text_rope.before(&image_rope)?;
-        Ok(Context { grid, text, pooled, ropes: Ropes { text: text_rope, image: image_rope, all } })
+        let mut places = vec![[0; 3]; text.dim(1)?];
+        places.extend((0..grid.height).flat_map(|row| (0..grid.width).map(move |column| [0, row, column])));
+        let rope = Rope::new(self.config.axes_dims_rope, THETA, &places, &self.device)?;
+        Ok(Context { grid, text, pooled, rope })
     }
 
     /// `timestep`: 0 to 1000.
@@ -143,7 +138,7 @@ impl Transformer {
         let (Some(block), Some(modulation)) = (self.double.first(), conditioning.double.first()) else {
             return Ok(FirstBlock { after: before.clone(), before, text: Some(context.text.clone()) });
         };
-        let (text, after) = block.forward(&context.text, &before, modulation, &context.ropes)?;
+        let (text, after) = block.forward(&context.text, &before, modulation, &context.rope)?;
         Ok(FirstBlock { before, after, text: Some(text) })
     }
 
@@ -152,12 +147,12 @@ impl Transformer {
         let mut image = first.after.clone();
         let mut text = first.text.clone().ok_or_else(|| Error::msg("a block without its text"))?;
         for (block, modulation) in self.double.iter().zip(&conditioning.double).skip(1) {
-            (text, image) = block.forward(&text, &image, modulation, &context.ropes)?;
+            (text, image) = block.forward(&text, &image, modulation, &context.rope)?;
         }
         let text_tokens = text.dim(1)?;
         let mut all = Tensor::cat(&[&text, &image], 1)?;
         for (block, modulation) in self.single.iter().zip(&conditioning.single) {
-            all = block.forward(&all, modulation, &context.ropes.all)?;
+            all = block.forward(&all, modulation, &context.rope)?;
         }
         all.narrow(1, text_tokens, context.grid.tokens())?.contiguous()
     }
