@@ -11,7 +11,7 @@ use super::{Api, said};
 use crate::job::JobId;
 
 /// A stream says something every ten seconds.
-const SILENCE: Duration = Duration::from_secs(45);
+pub(super) const SILENCE: Duration = Duration::from_secs(45);
 /// Before a host that went away is asked again.
 const PAUSE: Duration = Duration::from_secs(2);
 /// So many tries in a row that brought nothing.
@@ -32,7 +32,7 @@ impl JobEvent {
         matches!(self.name.as_str(), "complete" | "failed" | "cancelled")
     }
 
-    fn read(text: &str) -> Option<Self> {
+    pub(super) fn read(text: &str) -> Option<Self> {
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let document = serde_json::from_str(field("data:")?).ok()?;
         Some(Self { id: field("id:").map(str::to_owned), name: field("event:")?.to_owned(), document })

@@ -3,12 +3,14 @@
 //! Images do not wait for it for long, and are never lost for it: one that has no timestamp is signed all the same, and the log says so.
 
 use std::io::{self, Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use c2pa::Context;
 use c2pa::crypto::time_stamp::{default_rfc3161_message, default_rfc3161_request};
 use c2pa::http::http::{Request, Response};
 use c2pa::http::{HttpResolverError, SyncHttpResolver};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use serde::Deserialize;
 use url::Url;
 
@@ -67,10 +69,15 @@ impl Authority {
     /// # Errors
     /// Names the authority and what it did.
     pub(super) fn timestamp(&self, message: &[u8]) -> Result<Vec<u8>, String> {
-        let failed = |problem: String| format!("the timestamp authority {} {problem}", self.url);
+        // Its address may have a password in it, or a token.
+        let url = shown::without_queries(self.url.as_str());
+        let failed = |problem: String| format!("the timestamp authority {url} {problem}");
         let body = default_rfc3161_message(message).map_err(|error| failed(format!("cannot be asked: {error}")))?;
-        let answer = default_rfc3161_request(self.url.as_str(), None, &body, message, &self.context);
-        answer.map_err(|error| failed(format!("gave no timestamp: {error}")))
+        // What an authority answers is no reason to lose an image, whatever the library makes of it.
+        let answer =
+            catch_unwind(AssertUnwindSafe(|| default_rfc3161_request(self.url.as_str(), None, &body, message, &self.context)));
+        let answer = answer.map_err(|_| failed("gave no timestamp: its answer cannot be read".to_owned()))?;
+        answer.map_err(|error| failed(format!("gave no timestamp: {}", shown::without_queries(&error.to_string()))))
     }
 }
 
@@ -93,9 +100,10 @@ impl SyncHttpResolver for Client {
                     return Err(format!("more than {MAX_BYTES} bytes"));
                 }
             }
-            let mut response = Response::builder().status(answer.status());
-            for (name, value) in answer.headers() {
-                response = response.header(name, value);
+            // Of its headers only what the body is: c2pa believes a length, and makes room for it.
+            let mut response = Response::builder().status(answer.status()).header(CONTENT_LENGTH, bytes.len());
+            if let Some(kind) = answer.headers().get(CONTENT_TYPE) {
+                response = response.header(CONTENT_TYPE, kind);
             }
             let body: Box<dyn Read> = Box::new(Cursor::new(bytes));
             response.body(body).map_err(|error| error.to_string())

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::shown;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum State {
@@ -62,14 +64,9 @@ impl fmt::Display for Finding {
             State::Fail => "fail",
             State::Skip => "skip",
         };
-        write!(f, "{state:<5} {:<12} {}", self.check, one_line(&self.found))?;
-        self.fix.as_ref().map_or(Ok(()), |fix| write!(f, " -> {}", one_line(fix)))
+        write!(f, "{state:<5} {:<12} {}", self.check, shown::one_line(&self.found))?;
+        self.fix.as_ref().map_or(Ok(()), |fix| write!(f, " -> {}", shown::one_line(fix)))
     }
-}
-
-/// Errors of others have several lines at times; a finding has one.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -27,6 +27,10 @@ const DHT: u8 = 0xc4;
 /// Adobe's segment with a transform: of RGB it says 0, of YCCK 2.
 const ADOBE: &[u8] = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00";
 const ADOBE_BYTES: usize = 12;
+/// Components of one scan (ITU-T T.81, B.2.3).
+const MAX_COMPONENTS: usize = 4;
+/// A progressive file has some ten. Each goes over the image once more: more of them are made to take time (libjpeg-turbo's fuzzers stop there).
+const MAX_SCANS: usize = 500;
 
 pub(super) fn decode(file: &[u8], max_pixels: u64) -> Result<Decoded, String> {
     let walked = walk(file).ok_or_else(|| broken("it ends before its end-of-image marker"))?;
@@ -71,8 +75,11 @@ struct Walked {
     has_tables: bool,
     /// Id and sampling factors (horizontal, vertical) of each component, and where the frame has its id in `segments`.
     components: Vec<(u8, (u8, u8), usize)>,
-    /// Components of each scan, and where it has their ids in `segments`.
-    scans: Vec<Vec<usize>>,
+    /// Where scans have the ids of their components in `segments`: of each scan up to [`MAX_SCANS`].
+    scan_ids: Vec<usize>,
+    scans: usize,
+    /// Components of the scan that has the fewest.
+    fewest: Option<usize>,
 }
 
 impl Walked {
@@ -88,7 +95,10 @@ impl Walked {
         if sampling.clone().any(|(across, down)| !across.is_power_of_two() || !down.is_power_of_two()) {
             return unread("samples its colours by a factor of 3");
         }
-        if self.is_baseline && is_sampled && self.scans.iter().any(|scan| scan.len() < self.components.len()) {
+        if self.scans > MAX_SCANS {
+            return unread(&format!("has {} scans, more than {MAX_SCANS}", self.scans));
+        }
+        if self.is_baseline && is_sampled && self.fewest.is_some_and(|fewest| fewest < self.components.len()) {
             return unread("is a baseline one with its colours in scans of their own");
         }
         if !self.has_tables {
@@ -110,7 +120,7 @@ impl Walked {
         };
         let mut segments = self.segments.clone();
         if ids.len() == 3 {
-            for place in self.components.iter().map(|(.., place)| *place).chain(self.scans.iter().flatten().copied()) {
+            for place in self.components.iter().map(|(.., place)| *place).chain(self.scan_ids.iter().copied()) {
                 if let Some(number) = ids.iter().position(|id| *id == segments[place]) {
                     segments[place] = number as u8 + 1;
                 }
@@ -140,7 +150,15 @@ impl Walked {
             DHT => self.has_tables = true,
             SOS => {
                 let count = usize::from(*data.first()?);
-                self.scans.push((0..count).map(|n| start + 1 + 2 * n).collect());
+                // All of them lie within the segment.
+                if count > MAX_COMPONENTS || data.len() < 1 + 2 * count {
+                    return None;
+                }
+                self.scans += 1;
+                self.fewest = Some(self.fewest.map_or(count, |fewest| fewest.min(count)));
+                if self.scans <= MAX_SCANS {
+                    self.scan_ids.extend((0..count).map(|n| start + 1 + 2 * n));
+                }
             }
             // Frames, of which 0 and 1 are coded in one pass; 4, 8 and 12 are other segments.
             0xc0..=0xcf if !matches!(marker, 0xc8 | 0xcc) => {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::content_credentials::verify::{Credentials, State, UNTRUSTED};
 use crate::image_file::notes::Notes;
 use crate::invisible_mark::Found;
+use crate::shown;
 
 /// Characters of a text that a line shows.
 const SHOWN_CHARS: usize = 200;
@@ -60,12 +61,19 @@ impl Report {
 
 /// A simple property, as an attribute or as an element.
 fn property(xmp: &str, name: &str) -> Option<String> {
-    let rests = xmp.match_indices(name).map(|(at, _)| &xmp[at + name.len()..]);
-    let value = rests.filter_map(|rest| {
-        let attribute = rest.strip_prefix("=\"").and_then(|rest| rest.split_once('"'));
-        attribute.or_else(|| rest.strip_prefix('>').and_then(|rest| rest.split_once('<'))).map(|(value, _)| value)
+    // What ends an attribute or an element, and nothing behind a place does, is not looked for again behind that place.
+    let last_quote = xmp.rfind('"').unwrap_or(0);
+    let last_tag = xmp.rfind('<').unwrap_or(0);
+    let values = xmp.match_indices(name).filter_map(|(at, _)| {
+        let rest = &xmp[at + name.len()..];
+        let (rest, end) = match rest.strip_prefix("=\"") {
+            Some(rest) if last_quote > at + name.len() + 1 => (rest, '"'),
+            None if last_tag > at => (rest.strip_prefix('>')?, '<'),
+            _ => return None,
+        };
+        rest.split_once(end).map(|(value, _)| value)
     });
-    value.map(str::trim).find(|value| !value.is_empty()).map(str::to_owned)
+    values.map(str::trim).find(|value| !value.is_empty()).map(str::to_owned)
 }
 
 impl fmt::Display for Report {
@@ -144,9 +152,7 @@ fn text_of(value: &Value) -> String {
 
 /// The texts are a stranger's: nothing of them steers a terminal, and none fills it.
 fn one_line(text: &str) -> String {
-    let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let shown: Vec<&str> = plain.split_whitespace().collect();
-    let mut shown: String = shown.join(" ");
+    let mut shown = shown::one_line(text);
     if let Some((end, _)) = shown.char_indices().nth(SHOWN_CHARS) {
         shown.truncate(end);
         shown.push('…');

@@ -50,6 +50,9 @@ pub struct Job {
     pub trace: Option<Trace>,
 }
 
+/// Directories of the results bucket that are the function's own: no job's results lie there.
+pub const OWN_DIRECTORIES: [&str; 3] = ["dead", "idempotency", "inputs"];
+
 impl Job {
     /// Whether the images of both can be denoised in one batch. Never so for two deliveries of one job: the second is a replay
     /// of the first.

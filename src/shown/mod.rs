@@ -101,6 +101,13 @@ pub fn moment(since_1970_s: u64) -> String {
     written.unwrap_or_else(|| format!("{since_1970_s} s since 1970"))
 }
 
+/// On one line, whose control characters are blanks: what a stranger wrote steers no terminal.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let plain = text.replace(char::is_control, " ");
+    plain.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// A text of a caller, cut to `max_chars` characters: what is said of a value never grows with the value.
 #[must_use]
 pub fn clipped(text: String, max_chars: usize) -> String {
@@ -140,6 +147,11 @@ mod tests {
             assert_eq!(without_queries(given), shown);
         }
         assert_eq!(json(&value!([{ "url": "https://h/k?s3cr3t" }])), r#"[{"url":"https://h/k?..."}]"#);
+    }
+
+    #[test]
+    fn a_line_steers_no_terminal() {
+        assert_eq!(one_line("two\n  lines\t\x1b[31mred\u{9b}2J"), "two lines [31mred 2J");
     }
 
     #[test]

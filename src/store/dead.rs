@@ -13,6 +13,9 @@ use crate::job::outcome::{JobError, Problem, RetryPolicy};
 /// Where they lie in the bucket.
 pub const DIRECTORY: &str = "dead/";
 
+/// Of a SHA-256, in hexadecimal.
+const HASH_DIGITS: usize = 64;
+
 /// What `dead/{hash of the body}.json` holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadMessage {
@@ -30,6 +33,12 @@ pub struct DeadKey {
     pub key: String,
     /// When it was written last, by the bucket's clock.
     pub kept: Option<SystemTime>,
+}
+
+/// Whether a key is one of [`Store::keep_dead`]: what else lies there is someone else's.
+fn is_dead(key: &str) -> bool {
+    let name = key.strip_prefix(DIRECTORY).and_then(|name| name.strip_suffix(".json"));
+    name.is_some_and(|name| name.len() == HASH_DIGITS && name.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
 impl Store {
@@ -61,7 +70,7 @@ impl Store {
             let page = page.map_err(|error| Failure::new(error).storage(self.request("s3:ListBucket", DIRECTORY)))?;
             found.extend(page.contents().iter().filter_map(|object| {
                 let kept = object.last_modified().and_then(|modified| SystemTime::try_from(*modified).ok());
-                Some(DeadKey { key: object.key()?.to_owned(), kept })
+                object.key().filter(|key| is_dead(key)).map(|key| DeadKey { key: key.to_owned(), kept })
             }));
         }
         Ok(found)

@@ -11,13 +11,11 @@ use url::Url;
 
 use super::input::DIRECTORY as INPUTS;
 use super::{Store, blocked};
-use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::url::AssetUrl;
+use crate::job::{Job, OWN_DIRECTORIES};
 use crate::shown;
 
-/// Directories of the results bucket that are no job's inputs, whoever asks.
-const OWN: [&str; 2] = ["idempotency", "dead"];
 const RECORD: &str = "result.json";
 /// Characters of the two halves of the directory of an attempt: `{12 of the fingerprint}-{attempt}`.
 const HALF_OF_ATTEMPT: usize = 12;
@@ -128,9 +126,6 @@ impl Store {
         // What lies in no directory is none of them.
         let [first, .., file] = parts else { return Ok(Permission::Granted) };
         let directory = &parts[..parts.len() - 1];
-        if OWN.contains(first) {
-            return Err(format!("must not lie under {first}/ of the results bucket, which is the function's own"));
-        }
         if *first == INPUTS.trim_end_matches('/') {
             if parts[1] == job.id.as_str() {
                 return Ok(Permission::Granted);
@@ -140,10 +135,19 @@ impl Store {
                 job.id
             ));
         }
+        if OWN_DIRECTORIES.contains(first) {
+            return Err(format!("must not lie under {first}/ of the results bucket, which is the function's own"));
+        }
         if [RECORD, blocked::FILE].contains(file) || is_note_of_failure(file) {
             return Err("must not be the record of a job".to_owned());
         }
-        if directory.starts_with(&own) || self.settings.allow_results_as_inputs || !is_image(file) {
+        // A caller chooses prefix and id, which may name a directory above those of other jobs, or an attempt of one.
+        let is_own = match directory.strip_prefix(&*own) {
+            Some([]) => !is_attempt(job.id.as_str()),
+            Some([attempt]) => is_attempt(attempt),
+            _ => false,
+        };
+        if is_own || self.settings.allow_results_as_inputs || !is_image(file) {
             return Ok(Permission::Granted);
         }
         match directory.last() {

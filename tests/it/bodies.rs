@@ -262,3 +262,21 @@ fn an_array_is_no_object() {
         assert!(message.contains("must be an object, got ["), "{message}");
     }
 }
+
+#[test]
+fn metadata_that_are_too_large_are_refused_to_the_callback_and_not_repeated() {
+    let large = json!({ "url": "https://backend.example/hook", "metadata": { "text": "x".repeat(40 << 20) } });
+    let body = json!({ "job_id": "job-1", "prompt": "a mug", "callback": large }).to_string();
+    let refusal = Job::from_json(body.as_bytes(), &contract()).expect_err("too large");
+    assert_eq!(refusal.job_id.as_ref().map(atelier::job::JobId::as_str), Some("job-1"));
+    assert!(refusal.error.to_string().contains("at most 65536 bytes as JSON"), "{}", refusal.error);
+    let callback = refusal.callback.expect("its address can be read");
+    assert!(callback.url.is_some() && callback.metadata.as_str() == "{}");
+}
+
+#[test]
+fn a_body_that_is_too_much_to_parse_is_refused_before_it_is_parsed() {
+    let body = format!("{{\"job_id\":\"job-1\",\"lora\":[{}1]}}", "[],".repeat(1 << 20));
+    let refusal = Job::from_json(body.as_bytes(), &contract()).expect_err("too much");
+    assert!(refusal.error.to_string().contains("at most 1000000 bytes outside of its texts"), "{}", refusal.error);
+}

@@ -98,6 +98,24 @@ fn a_jpeg_that_is_not_read_here_is_named() {
     }
 }
 
+/// A header of a scan that says more than it holds, and a file made of headers.
+#[test]
+fn scans_that_a_jpeg_has_not_and_too_many_of_them_are_refused() {
+    let whole = fs::read(directory().join("plain.jpg")).expect("a file");
+    let scan = whole.windows(2).position(|pair| pair == [0xff, 0xda]).expect("a scan");
+    for header in [&[0xff, 0xda, 0x00, 0x03, 0x03][..], &[0xff, 0xda, 0x00, 0x03, 0xff], &[0xff, 0xda, 0x00, 0x02]] {
+        let cut = [&whole[..scan], header, &[0xff, 0xd9]].concat();
+        let problem = image_file::open(&cut, MAX_PIXELS).expect_err("must be refused");
+        assert!(problem.contains("truncated or damaged"), "{header:?}: {problem}");
+        image_file::notes::read(&cut).expect_err("must be refused");
+    }
+    let length = usize::from(u16::from_be_bytes([whole[scan + 2], whole[scan + 3]]));
+    let header = &whole[scan..scan + 2 + length];
+    let many = [&whole[..scan], &header.repeat(501), &whole[scan + 2 + length..]].concat();
+    let problem = image_file::open(&many, MAX_PIXELS).expect_err("must be refused");
+    assert!(problem.contains("501 scans, more than 500"), "{problem}");
+}
+
 /// Sixteen ones in a row are no code of any Huffman table. Pillow warns and shows what libjpeg makes up.
 #[test]
 fn a_jpeg_with_codes_that_do_not_exist_is_refused() {

@@ -57,8 +57,11 @@ pub(super) struct GgufFile {
     start: u64,
 }
 
-/// Whether a file begins as GGUF files do. One that cannot be read does not.
+/// Whether a file is called so, or begins as GGUF files do. One that cannot be read does not.
 pub(super) fn is_gguf(path: &Path) -> bool {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return true;
+    }
     let mut beginning = [0; MAGIC.len()];
     File::open(path).and_then(|file| file.read_exact_at(&mut beginning, 0)).is_ok() && beginning == *MAGIC
 }
@@ -74,7 +77,7 @@ impl GgufFile {
         let file = File::open(path).map_err(unreadable)?;
         let length = file.metadata().map_err(unreadable)?.len();
         let header = Reader::new(file.try_clone().map_err(unreadable)?, length).read();
-        let Header { architecture, tensors, start } = header.map_err(wrong)?;
+        let Header { architecture, tensors, start, alignment } = header.map_err(wrong)?;
         for (name, tensor) in &tensors {
             let end = start.checked_add(tensor.offset).and_then(|first| first.checked_add(tensor.bytes as u64));
             if end.is_none_or(|end| end > length) {
@@ -82,6 +85,7 @@ impl GgufFile {
                 return Err(wrong(problem));
             }
         }
+        check_places(&tensors, alignment).map_err(wrong)?;
         Ok(Self { path: path.to_owned(), file, architecture, tensors, start })
     }
 
@@ -156,6 +160,8 @@ struct Header {
     architecture: Option<String>,
     tensors: BTreeMap<String, GgufTensor>,
     start: u64,
+    /// `general.alignment`.
+    alignment: u64,
 }
 
 /// Reads a header from its beginning on, and counts.
@@ -215,7 +221,7 @@ impl Reader {
                 return Err(format!("has {} twice", shown(&name)));
             }
         }
-        Ok(Header { architecture, tensors, start: self.at.next_multiple_of(alignment) })
+        Ok(Header { architecture, tensors, start: self.at.next_multiple_of(alignment), alignment })
     }
 
     fn tensor(&mut self, name: &str) -> Parsed<GgufTensor> {
@@ -327,6 +333,25 @@ impl Reader {
             "is not whole: it ends in its header; download it again".to_owned()
         }
     }
+}
+
+/// Each tensor begins at a multiple of `general.alignment`, behind the one before it: bytes of another's would be read as its own in silence.
+fn check_places(tensors: &BTreeMap<String, GgufTensor>, alignment: u64) -> Parsed<()> {
+    let mut in_order: Vec<_> = tensors.iter().collect();
+    in_order.sort_unstable_by_key(|(_, tensor)| tensor.offset);
+    let mut free = 0;
+    for (name, tensor) in in_order {
+        let offset = tensor.offset;
+        let begins = format!("is damaged: {} begins at byte {offset} of the values", shown(name));
+        if !offset.is_multiple_of(alignment) {
+            return Err(format!("{begins}, which is no multiple of {alignment}, its general.alignment; convert it again"));
+        }
+        if offset < free {
+            return Err(format!("{begins}, where those before it end at {free}; convert it again"));
+        }
+        free = offset + tensor.bytes as u64;
+    }
+    Ok(())
 }
 
 /// Kinds of metadata (`gguf_metadata_value_type`).

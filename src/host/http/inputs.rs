@@ -59,9 +59,13 @@ pub(super) async fn check(place: Place, field: String, file: Bytes, settings: &S
 pub(super) async fn aside<T: Send + 'static>(
     looking: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
-    // The semaphore is never closed.
-    let _turn = UNPACKING.acquire().await;
-    tokio::task::spawn_blocking(looking).await.unwrap_or_else(|_| {
+    // The semaphore is never closed. A turn lasts as long as the work: that goes on when the caller has gone.
+    let turn = UNPACKING.acquire().await;
+    let looked = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        looking()
+    });
+    looked.await.unwrap_or_else(|_| {
         Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the image could not be looked at"))
     })
 }
@@ -114,4 +118,35 @@ fn decoded(encoded: &str) -> Option<Vec<u8>> {
         })
         .collect();
     ENGINE.decode(digits).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_goes_away_keeps_its_turn_until_the_work_is_done() {
+        let at_once = Arc::new(AtomicUsize::new(0));
+        let most = Arc::new(AtomicUsize::new(0));
+        for _ in 0..5 {
+            let counted = Arc::clone(&at_once);
+            let highest = Arc::clone(&most);
+            let caller = tokio::spawn(aside(move || {
+                highest.fetch_max(counted.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(200));
+                counted.fetch_sub(1, Ordering::SeqCst);
+                Ok(())
+            }));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            caller.abort();
+        }
+        while at_once.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(most.load(Ordering::SeqCst), 2);
+    }
 }

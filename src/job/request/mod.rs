@@ -19,6 +19,7 @@ use self::catalogue::DefaultsOf;
 pub(crate) use self::field::tidy_prefix;
 use self::seed::SeedChoice;
 use self::tryon::TryOnDefaults;
+use super::OWN_DIRECTORIES;
 use super::consent::Consent;
 use super::metadata::Metadata;
 use super::outcome::JobError;
@@ -119,6 +120,7 @@ impl Job {
         // A refusal is no place for metadata that are too large.
         let kept = metadata.clone().filter(|_| checked.is_ok());
         let read = checked.and_then(|()| read(&value, defaults));
+        let read = read.and_then(|read| read.checked_place(&defaults.prefix));
         read.map(|read| read.into_job(&defaults.prefix, metadata)).map_err(|error| Refusal {
             job_id: value["job_id"].as_str().and_then(|id| JobId::new(id).ok()),
             callback: callback(&value["callback"], kept),
@@ -301,6 +303,17 @@ impl CallbackBody {
 }
 
 impl Read {
+    /// Refuses a job whose results would lie among what is the function's own.
+    fn checked_place(self, default_prefix: &str) -> Result<Self, JobError> {
+        let prefix = self.common.output.prefix.as_deref().unwrap_or(default_prefix);
+        let first = prefix.split('/').next().filter(|first| !first.is_empty()).unwrap_or(self.common.job_id.as_str());
+        if !OWN_DIRECTORIES.contains(&first) {
+            return Ok(self);
+        }
+        let problem = format!("puts the images under {first}/ of the bucket, which is the function's own; choose another");
+        Err(JobError::Invalid { field: "output.prefix".into(), problem })
+    }
+
     fn into_job(self, default_prefix: &str, metadata: Option<Metadata>) -> Job {
         let Self { common: Common { job_id, upscale, watermark, output, consent, callback, tenant }, task, mut canonical } =
             self;

@@ -18,6 +18,7 @@ use rcgen::{CertifiedIssuer, CustomExtension, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::json;
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::authority::{Authority, parameters};
@@ -164,6 +165,32 @@ async fn an_image_that_gets_no_timestamp_is_signed_without() {
         );
         let found = found(&image(signing).await, &format!("{}{}", authority.root, tsa.root));
         assert_eq!((found.state, time(&found)), (State::Trusted, None), "{answer:?}: {:?}", found.failures);
+    }
+}
+
+/// It says how long it is twice, and the length that no one goes by is that of no memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_that_an_authority_makes_up_costs_no_memory_and_its_address_stays_hidden() {
+    let authority = Authority::good();
+    for length in ["70368744177664", "18446744073709551615"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/timestamp-reply\r\ntransfer-encoding: chunked\r\n\
+                     content-length: {length}\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+                );
+                let mut query = [0; 4096];
+                let _ = connection.read(&mut query).await;
+                let _ = connection.write_all(head.as_bytes()).await;
+            }
+        });
+        let signing = signing(&authority, asking(&format!("http://ada:s3cr3t@{address}/tsa?token=s3cr3t"), 2_000));
+        let problem = signing.try_timestamps().expect("there is an authority").expect_err("no timestamp");
+        assert!(problem.starts_with(&format!("the timestamp authority http://{address}/tsa?... gave no")), "{problem}");
+        assert!(!problem.contains("s3cr3t"), "{problem}");
+        assert_eq!(found(&image(signing).await, &authority.root).state, State::Trusted);
     }
 }
 

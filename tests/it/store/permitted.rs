@@ -70,6 +70,25 @@ async fn the_results_bucket_gives_what_is_nobody_elses() {
     }
 }
 
+/// Both are the caller's, who may know where the images of others lie.
+#[tokio::test]
+async fn no_prefix_and_no_id_makes_the_images_of_others_ones_own() {
+    let Bench { s3, store, .. } = &filled().await;
+    let anothers = "s3://images/generations/job-2/0123456789ab-0123456789ab/0.png";
+    for (id, prefix) in [
+        ("generations", ""),
+        ("job-2", "generations/generations/"),
+        ("0123456789ab-0123456789ab", "generations/job-2/"),
+        ("job-1", "generations/job-2/"),
+    ] {
+        let message = refusal(store, anothers, &job(&json!({ "job_id": id, "output": { "prefix": prefix } }))).await;
+        assert!(message.contains("image of another job"), "{prefix}{id}: {message}");
+    }
+    assert!(s3.take_requests().is_empty(), "nothing was asked for");
+    let own = job(&json!({ "job_id": "job-2" }));
+    fetched(store, anothers, &own).await.expect("its own");
+}
+
 #[tokio::test]
 async fn no_other_spelling_of_a_key_opens_it() {
     let Bench { s3, store, .. } = &filled().await;

@@ -39,7 +39,7 @@ fn good() -> File {
 
 /// What a language model has.
 pub(crate) fn language_model() -> Vec<u8> {
-    let tensors = vec![("token_embd.weight", vec![32, 4], Q4_0, 0), ("blk.0.attn_q.weight", vec![32], Q4_0, 0)];
+    let tensors = vec![("token_embd.weight", vec![32, 4], Q4_0, 0), ("blk.0.attn_q.weight", vec![32], Q4_0, 96)];
     File { keys: vec![("general.architecture", STRING, text("qwen3"))], tensors, ..good() }.bytes()
 }
 
@@ -93,6 +93,10 @@ fn broken_gguf_files_are_refused_in_words() {
     twice.tensors.push(twice.tensors[0].clone());
     let mut unaligned = good();
     unaligned.keys[3].2 = vec![0; 4];
+    let mut odd = good();
+    odd.tensors[0].3 += 1;
+    let mut shared = good();
+    shared.tensors[1].3 = shared.tensors[0].3;
     let whole = good().bytes();
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("does not begin with GGUF", [b"GGML", &whole[4..]].concat()),
@@ -119,6 +123,8 @@ fn broken_gguf_files_are_refused_in_words() {
         ("ends behind its", good().with_tensor(&[32], 0, u64::MAX).bytes()),
         ("ends behind its", good().with_tensor(&[1 << 40], 0, 0).bytes()),
         ("has \"img_in.weight\" twice", twice.bytes()),
+        ("is no multiple of 64, its general.alignment", odd.bytes()),
+        ("where those before it end at", shared.bytes()),
     ];
     for (says, bytes) in cases {
         let problem = problem(&bytes).expect(says);
