@@ -18,6 +18,7 @@ use crate::authorities;
 use crate::config::{Config, Environment};
 use crate::job::JobId;
 use crate::setting::Secret;
+use crate::shown;
 
 /// For a whole answer, but for streams.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -87,7 +88,7 @@ async fn said(response: Response) -> anyhow::Result<Value> {
         return Ok(body);
     }
     let error = &body["error"];
-    let message = error["message"].as_str().unwrap_or("it says no more");
+    let message = shown::one_line(error["message"].as_str().unwrap_or("it says no more"));
     let hint = match status {
         StatusCode::UNAUTHORIZED => " (set INTERNAL_API_TOKEN or security.internal_auth_token to the host's token)",
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => " (try again in a moment)",

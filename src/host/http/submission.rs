@@ -48,7 +48,7 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
         let is_job = kind == Kind::Json && takes == Takes::Generate;
         if is_job { settings.max_job_bytes } else { settings.max_upload_bytes }
     });
-    let Admitted { request, kind, limit_bytes, origin } = admitted.await?;
+    let Admitted { request, kind, limit_bytes, mut origin } = admitted.await?;
     let order = if kind == Kind::Form {
         let multipart = body::multipart(request, limit_bytes).await?;
         let form = body::in_time(settings, form::read(multipart, settings, takes)).await?;
@@ -56,7 +56,11 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
     } else {
         let bytes = body::read(request, limit_bytes, settings).await?;
         let read = bytes.clone();
-        if let Some(draft) = aside(move || with_images(&read, takes)).await?? {
+        // A body has its room until it is read, also when its caller has gone.
+        let room = origin.room.take();
+        let (draft, room) = aside(move || (with_images(&read, takes), room)).await?;
+        origin.room = room;
+        if let Some(draft) = draft? {
             complete(http, draft).await?
         } else {
             check_bytes(&bytes, settings)?;
