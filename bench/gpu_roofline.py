@@ -32,7 +32,7 @@ GPUS = {
 
 
 def milliseconds(kinds, gpu):
-    """The least time of these kinds of operations, one kind after the other. None: the GPU has no such products of 8 bits."""
+    """The least time of these kinds of operations, one kind after the other. None: the GPU has no such products of 8 bits, so other operations than these."""
     halves, eights, giga_bytes = gpu
     if eights is None and any("e4m3" in name for name in kinds):
         return None
@@ -44,7 +44,7 @@ def main():
     print(f"{'predicted, at least, ms a step of':52}" + "".join(f"{name:>10}" for name in GPUS))
     for title, counted in json.loads(COUNTS.read_text()).items():
         predicted = [milliseconds(counted["kinds"], gpu) for gpu in GPUS.values()]
-        print(f"{title:52}" + "".join(f"{'none':>10}" if least is None else f"{least:10.2f}" for least in predicted))
+        print(f"{title:52}" + "".join(f"{'-':>10}" if least is None else f"{least:10.2f}" for least in predicted))
 
 
 if __name__ == "__main__":

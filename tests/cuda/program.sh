@@ -24,7 +24,7 @@ grep -q '10 images and contact-sheet.png' "$work/said" || failed 'not all images
 for kernel in add_gated_ add_gated_modulate_ attend_ geglu_ group_norm_ modulate_ norm_rope_ round_tokens_ finish_; do
     grep -q "kernel $kernel" "$work/stats" || fail "no kernel $kernel ran"
 done
-for call in cublasLtMatmul cudnnConvolutionBiasActivationForward; do
+for call in cublasLtMatmul cudnnConvolutionBiasActivationForward cudnnSetConvolutionMathType; do
     grep -q "\"$call\"" "$work/stats" || fail "$call was not called"
 done
 
@@ -37,8 +37,11 @@ demo SIMCUDA_GRAPHS=0 SIMCUDA_MODE=dry SIMCUDA_STATS="$work/stats"
 
 echo 'libraries of NVIDIA that add nothing to products and convolutions, nothing computed: a kernel does'
 rm "$work/stats"
-demo SIMCUDA_EPILOGUES=0 SIMCUDA_MODE=dry SIMCUDA_STATS="$work/stats"
-[ $status -eq 0 ] && grep -q 'kernel add_bias_' "$work/stats" || failed 'the demo without epilogues'
+for epilogues in 0 late; do
+    demo SIMCUDA_EPILOGUES=$epilogues SIMCUDA_MODE=dry SIMCUDA_STATS="$work/stats"
+    [ $status -eq 0 ] && grep -q 'kernel add_bias_' "$work/stats" || failed "the demo with SIMCUDA_EPILOGUES=$epilogues"
+    rm "$work/stats"
+done
 
 echo 'no device'
 demo SIMCUDA_DEVICES=0

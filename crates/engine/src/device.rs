@@ -297,15 +297,15 @@ pub(super) struct Fp8Layer<'a> {
     pub(super) bias: &'a Tensor,
 }
 
-/// What the device does with 8-bit values; none on a CPU.
+/// What the device does with 8-bit values, `in_one`: with all that follows in the product, where it has that. None on a CPU.
 #[cfg(feature = "cuda")]
-pub(super) fn fp8_device(device: &Device) -> Option<Arc<dyn Fp8Device>> {
+pub(super) fn fp8_device(device: &Device, in_one: bool) -> Option<Arc<dyn Fp8Device>> {
     let Device::Cuda(cuda) = device else { return None };
-    Some(Arc::new(fp8::Gpu::open(cuda)))
+    Some(Arc::new(fp8::Gpu::open(cuda, in_one)))
 }
 
 #[cfg(not(feature = "cuda"))]
-pub(super) fn fp8_device(_: &Device) -> Option<Arc<dyn Fp8Device>> {
+pub(super) fn fp8_device(_: &Device, _: bool) -> Option<Arc<dyn Fp8Device>> {
     None
 }
 

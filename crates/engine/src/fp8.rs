@@ -17,26 +17,51 @@ pub(super) struct Fp8Weight {
 impl Fp8Weight {
     /// `None` where the device has none, or its results are not what they should be: it was tried. The log says which.
     pub(super) fn of(device: &Device) -> Option<Self> {
-        let fp8 = Self { device: fp8_device(device)? };
-        let tried = fp8.tried(device).map(|()| fp8);
-        tried.inspect_err(|error| tracing::warn!(%error, "this GPU's 8-bit products are not used: weights are made whole")).ok()
+        let fp8 = Self { device: fp8_device(device, true)? };
+        if let Err(error) = fp8.tried(device) {
+            tracing::warn!(%error, "this GPU's 8-bit products are not used: weights are made whole");
+            return None;
+        }
+        let Err(error) = fp8.tried_in_one(device) else { return Some(fp8) };
+        tracing::warn!(%error, "this GPU's 8-bit products with scales and bias in them are not used: a kernel follows each");
+        Some(Self { device: fp8_device(device, false)? })
     }
 
-    /// A small product next to the same with whole values. With 3 bits behind the point each number is off by a sixteenth at most.
+    /// A small product next to the same with whole values.
     fn tried(&self, device: &Device) -> Result<()> {
-        const FURTHEST: f32 = 0.1;
-        let draw = |rows: usize| Tensor::randn(0.0_f32, 1.0, (rows, 64), &Device::Cpu);
-        let input = draw(5)?;
-        let weight = draw(32)?;
-        let whole = input.matmul(&weight.t()?)?;
+        let input = drawn((5, TRIED_WIDTH))?;
+        let weight = drawn((32, TRIED_WIDTH))?;
         let bits = weight.to_dtype(DType::F8E4M3)?.to_device(device)?;
         let scale = Tensor::ones(1, DType::F32, device)?;
         let bias = Tensor::zeros(32, DType::F32, device)?;
         let layer = Fp8Layer { bits: &bits, scale: &scale, bias: &bias };
-        let output = self.forward(&input.to_device(device)?, layer)?.to_device(&Device::Cpu)?;
-        let size = |tensor: &Tensor| tensor.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>();
-        let off = size(&(output - &whole)?)? / size(&whole)?;
-        if off <= FURTHEST { Ok(()) } else { Err(Error::msg(format!("off by {off} of what it should be"))) }
+        check_near(&self.forward(&input.to_device(device)?, layer)?, &input.matmul(&weight.t()?)?)
+    }
+
+    /// The same as a try-on has them: bf16, with scales by row and biases, tokens in two parts, and gelu.
+    fn tried_in_one(&self, device: &Device) -> Result<()> {
+        const FIRST: usize = 3;
+        let input = drawn((7, TRIED_WIDTH))?;
+        let layers = [(0.5_f32, 1.0), (2.0, -1.0)].map(|(least, lift)| {
+            let scale = Tensor::rand(least, 2.0 * least, 32, &Device::Cpu)?;
+            let bias = (drawn((1, 32))?.squeeze(0)? + lift)?;
+            Ok::<_, Error>((drawn((32, TRIED_WIDTH))?, scale, bias))
+        });
+        let layers = layers.into_iter().collect::<Result<Vec<_>>>()?;
+        let moved = layers.iter().map(|(weight, scale, bias)| {
+            let bits = weight.to_dtype(DType::F8E4M3)?.to_device(device)?;
+            Ok((bits, scale.to_device(device)?, bias.to_dtype(DType::BF16)?.to_device(device)?))
+        });
+        let moved = moved.collect::<Result<Vec<_>>>()?;
+        let there = [0, 1].map(|part: usize| Fp8Layer { bits: &moved[part].0, scale: &moved[part].1, bias: &moved[part].2 });
+        let tokens = self.round(&input.to_dtype(DType::BF16)?.to_device(device)?, FIRST)?;
+        let places = [(0, FIRST), (FIRST, input.dim(0)? - FIRST)];
+        let exact = layers.iter().zip(places).map(|((weight, scale, bias), (place, count))| {
+            input.narrow(0, place, count)?.matmul(&weight.t()?)?.broadcast_mul(scale)?.broadcast_add(bias)
+        });
+        let exact = Tensor::cat(&exact.collect::<Result<Vec<_>>>()?, 0)?;
+        check_near(&self.joined(&tokens, there, false)?, &exact)?;
+        check_near(&self.joined(&tokens, there, true)?, &exact.gelu()?)
     }
 
     /// Whether weights (out, in) can be multiplied so.
@@ -69,6 +94,22 @@ impl Fp8Weight {
         }
         self.device.multiply(tokens, layers, gelu)
     }
+}
+
+/// Of what is tried: what cuBLASLt asks of widths, and some more.
+const TRIED_WIDTH: usize = 64;
+
+fn drawn(shape: (usize, usize)) -> Result<Tensor> {
+    Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu)
+}
+
+/// With 3 bits behind the point each number is off by a sixteenth at most.
+fn check_near(output: &Tensor, exact: &Tensor) -> Result<()> {
+    const FURTHEST: f32 = 0.1;
+    let size = |tensor: &Tensor| tensor.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>();
+    let output = output.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    let off = size(&(output - exact)?)? / size(exact)?;
+    if off <= FURTHEST { Ok(()) } else { Err(Error::msg(format!("off by {off} of what it should be"))) }
 }
 
 /// The same without such products: the weights are made whole while they are used.
@@ -127,6 +168,7 @@ mod tests {
     fn every_token_is_rounded_by_its_own_scale() -> Result<()> {
         let fp8 = Fp8Weight { device: Arc::new(Twin { factor: 1.0 }) };
         fp8.tried(&Device::Cpu)?;
+        fp8.tried_in_one(&Device::Cpu)?;
         // Values that 8 bits hold exactly once each token's largest is 448: nothing may be lost but bf16's rounding.
         let tokens =
             [[448.0_f32, -224.0, 3.5, 0.0], [0.007, -0.0035, 0.000_437_5, 0.0], [0.0; 4], [4.48e6, 2.24e6, -1.12e6, 0.0]];
@@ -149,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_device_that_multiplies_wrongly_is_not_used() {
-        assert!(Fp8Weight { device: Arc::new(Twin { factor: 2.0 }) }.tried(&Device::Cpu).is_err());
+        let wrong = Fp8Weight { device: Arc::new(Twin { factor: 2.0 }) };
+        assert!(wrong.tried(&Device::Cpu).is_err() && wrong.tried_in_one(&Device::Cpu).is_err());
         assert!(Fp8Weight::of(&Device::Cpu).is_none(), "a CPU has none");
     }
 }

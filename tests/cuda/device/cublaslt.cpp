@@ -116,10 +116,14 @@ static bool has_known_scales(const Desc *d, const Layout *a) {
     return d->sa_mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F && d->sb_mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F && d->sa && d->sb &&
            a->type == CUDA_R_8F_E4M3 && capability() == 90;
 }
-// SIMCUDA_EPILOGUES=0: a library that has no product with anything behind it.
+// SIMCUDA_EPILOGUES=0: a library that has no product with anything behind it; =late: one that says so when it is to multiply.
 static bool has_epilogues() {
     const char *has = getenv("SIMCUDA_EPILOGUES");
-    return !has || atoi(has);
+    return !has || strcmp(has, "0");
+}
+static bool refuses_late(const Desc *d) {
+    const char *has = getenv("SIMCUDA_EPILOGUES");
+    return has && !strcmp(has, "late") && (d->epilogue != CUBLASLT_EPILOGUE_DEFAULT || d->sa_mode);
 }
 static bool allowed(const Desc *d, const Layout *a, const Layout *b, const Layout *c, const Layout *o) {
     if (d->compute != CUBLAS_COMPUTE_32F || d->scale != CUDA_R_32F || a->type != b->type) return false;
@@ -167,6 +171,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d_, const v
     Layout a = *(Layout *)a_, b = *(Layout *)b_, c = *(Layout *)c_, o = *(Layout *)o_;
     Format fa, fb, fo;
     if (!allowed(&d, &a, &b, &c, &o)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (refuses_late(&d)) return CUBLAS_STATUS_INVALID_VALUE;
     if (!format(a.type, fa) || !format(b.type, fb) || !format(o.type, fo)) return CUBLAS_STATUS_NOT_SUPPORTED;
     bool has_bias = d.epilogue == CUBLASLT_EPILOGUE_BIAS || d.epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
     if (has_bias && !d.bias) return CUBLAS_STATUS_INVALID_VALUE;

@@ -195,6 +195,7 @@ cudnnStatus_t cudnnSetConvolution2dDescriptor(cudnnConvolutionDescriptor_t d, in
     OK;
 }
 cudnnStatus_t cudnnSetConvolutionMathType(cudnnConvolutionDescriptor_t d, cudnnMathType_t m) {
+    sim_count(__func__);
     d->math = m;
     OK;
 }
@@ -250,7 +251,7 @@ cudnnStatus_t cudnnConvolutionBiasActivationForward(cudnnHandle_t h, const void 
                                                     void *y) {
     sim_count(__func__);
     const char *has = getenv("SIMCUDA_EPILOGUES");
-    if (has && !atoi(has)) return CUDNN_STATUS_NOT_SUPPORTED;
+    if (has && (!strcmp(has, "0") || !strcmp(has, "late"))) return CUDNN_STATUS_NOT_SUPPORTED_SHAPE;
     if (*(const float *)alpha != 1 || activation->mode != CUDNN_ACTIVATION_IDENTITY ||
         algorithm != CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM || bd->type != yd->type)
         return CUDNN_STATUS_NOT_SUPPORTED;

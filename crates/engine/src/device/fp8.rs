@@ -17,11 +17,13 @@ const ALIGNED: usize = ALIGNED_BYTES;
 
 pub(super) struct Gpu {
     device: CudaDevice,
+    /// Whether scales and bias may be in the product.
+    in_one: bool,
 }
 
 impl Gpu {
-    pub(super) fn open(device: &CudaDevice) -> Self {
-        Self { device: device.clone() }
+    pub(super) fn open(device: &CudaDevice, in_one: bool) -> Self {
+        Self { device: device.clone(), in_one }
     }
 }
 
@@ -43,7 +45,9 @@ impl Fp8Device for Gpu {
         if let Some(output) = self.in_one(tokens, layers, gelu)? {
             return Ok(output);
         }
-        let product = self.matmul(tokens, layers, [None, None], false)?;
+        let Some(product) = self.matmul(tokens, layers, [None, None], false)? else {
+            return Err(Error::msg(format!("this GPU has no 8-bit product of {rows} and {depth}")));
+        };
         match layers[0].bias.dtype() {
             DType::F32 => finished::<f32>(&self.device, &product, tokens, layers, gelu),
             DType::F16 => finished::<f16>(&self.device, &product, tokens, layers, gelu),
@@ -57,7 +61,7 @@ impl Gpu {
     /// Matmul with all that follows them. `None` where the GPU has none.
     fn in_one(&self, tokens: &Fp8Tokens, layers: [Fp8Layer<'_>; 2], gelu: bool) -> Result<Option<Tensor>> {
         let is_bf16 = layers.iter().all(|layer| layer.bias.dtype() == DType::BF16);
-        if !is_bf16 || layers.iter().any(|layer| layer.scale.elem_count() != layer.bias.elem_count()) {
+        if !self.in_one || !is_bf16 || layers.iter().any(|layer| layer.scale.elem_count() != layer.bias.elem_count()) {
             return Ok(None);
         }
         let matmul = Matmul::of(&self.device.cuda_stream()).map_err(Error::wrap)?;
@@ -66,7 +70,9 @@ impl Gpu {
                 return Ok(None);
             }
         }
-        let scales = [&tokens.first_scales, &tokens.other_scales];
+        let scales = [(&tokens.first_scales, layers[0].scale), (&tokens.other_scales, layers[1].scale)];
+        // A part without tokens is not multiplied.
+        let scales = scales.map(|(of_tokens, of_weight)| if of_tokens.elem_count() == 0 { of_weight } else { of_tokens });
         let ordered = [layers[0].scale, scales[0], layers[1].scale, scales[1]].map(in_order);
         let ordered = ordered.into_iter().collect::<Result<Vec<_>>>()?;
         let lying: Vec<_> = ordered.iter().map(Tensor::storage_and_layout).collect();
@@ -77,17 +83,17 @@ impl Gpu {
         let scaling = |part: usize| {
             Some(Scaling { weight_scales: &scales[2 * part], input_scales: &scales[2 * part + 1], bias: &biases[part] })
         };
-        self.matmul(tokens, layers, [scaling(0), scaling(1)], gelu).map(Some)
+        self.matmul(tokens, layers, [scaling(0), scaling(1)], gelu)
     }
 
-    /// (T, out), bf16.
+    /// (T, out), bf16. `None` where cuBLASLt has no such product.
     fn matmul(
         &self,
         tokens: &Fp8Tokens,
         layers: [Fp8Layer<'_>; 2],
         scaling: [Option<Scaling<'_>>; 2],
         gelu: bool,
-    ) -> Result<Tensor> {
+    ) -> Result<Option<Tensor>> {
         let (count, _) = tokens.bits.dims2()?;
         let (rows, _) = layers[0].bits.dims2()?;
         let first = tokens.first_scales.elem_count();
@@ -105,8 +111,13 @@ impl Gpu {
         });
         let factors: Vec<_> = factors.filter(|factors| factors.sides.columns > 0).collect();
         let matmul = Matmul::of(&self.device.cuda_stream()).map_err(Error::wrap)?;
-        let product = matmul.multiply_fp8(&factors, gelu).map_err(Error::wrap)?;
-        Ok(tensor(CudaStorage::wrap_cuda_slice(product, self.device.clone()), (count, rows)))
+        match matmul.multiply_fp8(&factors, gelu) {
+            Err(error) if error.is_refusal() => Ok(None),
+            product => {
+                let product = CudaStorage::wrap_cuda_slice(product.map_err(Error::wrap)?, self.device.clone());
+                Ok(Some(tensor(product, (count, rows))))
+            }
+        }
     }
 }
 
@@ -230,7 +241,7 @@ mod tests {
     #[test]
     fn a_gpu_does_what_its_twin_does() -> Result<()> {
         let device = crate::device::open().map_err(Error::wrap)?;
-        let gpu = crate::device::fp8_device(&device).expect("a GPU has 8-bit values");
+        let gpu = crate::device::fp8_device(&device, true).expect("a GPU has 8-bit values");
         let twin = Twin { factor: 1.0 };
         let there = |tensor: &Tensor| tensor.to_device(&device);
         let to_f32 = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>();

@@ -130,7 +130,10 @@ fn of<T: Multiplied + CudaDType>(
         residual: &views[3],
         sides: operands.sides(),
     });
-    let output = matmul.multiply(&factors.collect::<Vec<_>>(), following).map_err(Error::wrap)?;
+    let output = match matmul.multiply(&factors.collect::<Vec<_>>(), following) {
+        Err(error) if error.is_refusal() => return Ok(None),
+        output => output.map_err(Error::wrap)?,
+    };
     let output = CudaStorage::wrap_cuda_slice(output, device.clone());
     Ok(Some(Tensor::from_storage(Storage::Cuda(output), shape, BackpropOp::none(), false)))
 }

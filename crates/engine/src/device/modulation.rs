@@ -50,10 +50,13 @@ pub(crate) fn add_gated_modulate(
     Some(of(both, ends, gates, changes, eps))
 }
 
-/// The format of values that there are kernels for.
+/// The format of values that there are kernels for: of one batch, whose rows are its tokens.
 fn kernels_of(hidden: &Tensor) -> Option<DType> {
     let dtype = hidden.dtype();
-    (hidden.device().is_cuda() && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)).then_some(dtype)
+    (hidden.device().is_cuda()
+        && hidden.dim(0).is_ok_and(|batch| batch == 1)
+        && matches!(dtype, DType::F32 | DType::F16 | DType::BF16))
+    .then_some(dtype)
 }
 
 fn modulated<T: Element + CudaDType>(
@@ -212,6 +215,8 @@ mod tests {
         let fitting = [(&vector, &vector); 3];
         assert!(add_gated_modulate((&hidden, &fewer), [1, 2], [&vector; 3], fitting, 1e-6).expect("a kernel").is_err());
         assert!(add_gated_modulate((&hidden, &hidden), [1, 2], [&short; 3], fitting, 1e-6).expect("a kernel").is_err());
+        let two = hidden.repeat((2, 1, 1))?;
+        assert!(add_gated(&two, &two, [1, 2], [&vector; 3]).is_none(), "the parts of one image");
         assert!(add_gated(&hidden.to_device(&Device::Cpu)?, &hidden, [1, 2], [&vector; 3]).is_none());
         Ok(())
     }

@@ -6,7 +6,6 @@ use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use cudarc::cudnn::sys::cudnnActivationMode_t::CUDNN_ACTIVATION_IDENTITY;
@@ -14,8 +13,7 @@ use cudarc::cudnn::sys::cudnnConvolutionFwdAlgo_t::{
     CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM, CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
 };
 use cudarc::cudnn::sys::cudnnNanPropagation_t::CUDNN_PROPAGATE_NAN;
-use cudarc::cudnn::sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED;
-use cudarc::cudnn::sys::{cudnnConvolutionFwdAlgo_t, cudnnConvolutionMode_t, cudnnTensorFormat_t};
+use cudarc::cudnn::sys::{cudnnConvolutionFwdAlgo_t, cudnnConvolutionMode_t, cudnnMathType_t, cudnnTensorFormat_t};
 use cudarc::cudnn::{
     ActivationDescriptor, ConvBiasActivationForward, ConvDescriptor, ConvForward, Cudnn, CudnnDataType, CudnnError,
     FilterDescriptor, TensorDescriptor,
@@ -32,21 +30,30 @@ const MAX_WORKSPACE_BYTES: usize = 256 << 20;
 /// The one algorithm behind which cuDNN adds without an activation (its documentation, `cudnnConvolutionBiasActivationForward`).
 const FOLLOWED: cudnnConvolutionFwdAlgo_t = CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
 
-/// A value of 1 and of 0, for `out = 1 · convolution + 0 · out`.
+/// Statuses of cuDNN by their thousands: `BAD_PARAM` and `NOT_SUPPORTED`, with the reasons behind them (`cudnn_graph.h`). Nothing was written.
+const REFUSALS: [u32; 2] = [2, 3];
+
+/// Values that are convolved.
 pub trait Convolved: Element + CudnnDataType + Sized + 'static {
+    /// For `out = 1 · convolution + 0 · out`.
     const ONE_AND_ZERO: (Self, Self);
+    /// Which arithmetic cuDNN may use: tensor cores for halves; for f32 its default, which may be TF32 from Ampere on, as `PyTorch`'s is.
+    const MATH: cudnnMathType_t;
 }
 
 impl Convolved for f32 {
     const ONE_AND_ZERO: (Self, Self) = (1.0, 0.0);
+    const MATH: cudnnMathType_t = cudnnMathType_t::CUDNN_DEFAULT_MATH;
 }
 
 impl Convolved for f16 {
     const ONE_AND_ZERO: (Self, Self) = (f16::ONE, f16::ZERO);
+    const MATH: cudnnMathType_t = cudnnMathType_t::CUDNN_TENSOR_OP_MATH;
 }
 
 impl Convolved for bf16 {
     const ONE_AND_ZERO: (Self, Self) = (bf16::ONE, bf16::ZERO);
+    const MATH: cudnnMathType_t = cudnnMathType_t::CUDNN_TENSOR_OP_MATH;
 }
 
 /// A convolution of (batch, `in_channels`, height, width) with (`out_channels`, `in_channels`, kernel, kernel).
@@ -172,14 +179,17 @@ impl Convolution {
             activation: cudnn.create_activation(CUDNN_ACTIVATION_IDENTITY, CUDNN_PROPAGATE_NAN, 0.0)?,
             following_workspace_bytes: Cell::new(None),
         };
-        let bytes = plan.forward().get_workspace_size(FOLLOWED)?;
-        plan.following_workspace_bytes.set((bytes <= MAX_WORKSPACE_BYTES).then_some(bytes));
+        plan.convolution.set_math_type(T::MATH)?;
+        // An algorithm that cannot be asked about is none for these sides.
+        let bytes = plan.forward().get_workspace_size(FOLLOWED).ok();
+        plan.following_workspace_bytes.set(bytes.filter(|bytes| *bytes <= MAX_WORKSPACE_BYTES));
         // The advised one first; the last takes no workspace worth speaking of.
         let advised = plan.forward().pick_algorithm()?;
         let algorithms = [advised, FOLLOWED, CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM];
         for algorithm in algorithms {
+            let Ok(bytes) = plan.forward().get_workspace_size(algorithm) else { continue };
             plan.algorithm = algorithm;
-            plan.workspace_bytes = plan.forward().get_workspace_size(algorithm)?;
+            plan.workspace_bytes = bytes;
             if plan.workspace_bytes <= MAX_WORKSPACE_BYTES {
                 break;
             }
@@ -216,17 +226,18 @@ impl<T: Convolved> Plan<T> {
         // cuDNN wants a residual's address even where it is to be multiplied by 0, and then reads none: the output's, as PyTorch has it.
         let (address, in_use) = out.device_ptr(stream);
         drop(in_use);
-        // SAFETY: it is the output's memory, which stays the output's to give back.
-        let same = ManuallyDrop::new(unsafe { stream.upgrade_device_ptr::<T>(address, out.len()) });
-        let same = same.slice(..);
+        // SAFETY: it is the output's memory, which stays the output's to give back: it is leaked below.
+        let same = unsafe { stream.upgrade_device_ptr::<T>(address, out.len()) };
         let (one, zero) = T::ONE_AND_ZERO;
         let factors = if residual.is_some() { (one, T::ONE_AND_ZERO.0) } else { (one, zero) };
-        let residual = residual.unwrap_or(&same);
+        let nothing = same.slice(..);
+        let residual = residual.unwrap_or(&nothing);
         // SAFETY: the tensors are as long as their descriptions say, and the workspace as long as was asked for.
         let launched = unsafe { forward.launch(FOLLOWED, Some(&mut workspace), factors, images, weight, residual, bias, out) };
+        same.leak();
         match launched {
             Ok(()) => Ok(true),
-            Err(CudnnError(CUDNN_STATUS_NOT_SUPPORTED)) => {
+            Err(CudnnError(status)) if REFUSALS.contains(&(status as u32 / 1000)) => {
                 self.following_workspace_bytes.set(None);
                 Ok(false)
             }

@@ -10,7 +10,7 @@ use cudarc::cublaslt::sys::cublasLtMatmulDescAttributes_t::{
 use cudarc::cublaslt::sys::cublasLtMatmulPreferenceAttributes_t::{
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
 };
 
 /// What all addresses are multiples of, in bytes.
@@ -120,6 +120,9 @@ impl Preference {
     pub(super) fn new(workspace_bytes: usize) -> Result<Self, CublasError> {
         let preference = Self(result::create_matmul_pref()?);
         preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes)?;
+        // Parts of a sum would be rounded to the output's format before they are added up.
+        let in_f32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        preference.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &in_f32)?;
         // It would count on 256 bytes.
         for attribute in [
             CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,

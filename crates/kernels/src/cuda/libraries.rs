@@ -87,7 +87,7 @@ shared_library! { CUDNN, "libcudnn.so.9", "cuDNN 9",
         cudnnCreateConvolutionDescriptor cudnnCreateFilterDescriptor cudnnCreateTensorDescriptor cudnnDestroy
         cudnnDestroyActivationDescriptor cudnnDestroyConvolutionDescriptor cudnnDestroyFilterDescriptor
         cudnnDestroyTensorDescriptor cudnnGetConvolutionForwardAlgorithm_v7 cudnnGetConvolutionForwardWorkspaceSize
-        cudnnSetActivationDescriptor cudnnSetConvolution2dDescriptor cudnnSetFilter4dDescriptor cudnnSetStream cudnnSetTensor4dDescriptor
+        cudnnSetActivationDescriptor cudnnSetConvolution2dDescriptor cudnnSetConvolutionMathType cudnnSetFilter4dDescriptor cudnnSetStream cudnnSetTensor4dDescriptor
         cudnnSetTensor4dDescriptorEx
 }
 shared_library! { CURAND, "libcurand.so.10", "CUDA 13",

@@ -26,6 +26,14 @@ pub enum MatmulError {
     Cublas(#[from] CublasError),
 }
 
+impl MatmulError {
+    /// Whether cuBLASLt has no such product, and has written nothing: the same can be done in another way.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Cublas(error) if is_refusal(*error))
+    }
+}
+
 /// Sides of a product: of a matrix (`columns` x `depth`) with the transpose of another (`rows` x `depth`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sides {
@@ -105,7 +113,8 @@ pub struct Matmul {
 }
 
 thread_local! {
-    /// A stream by its address, which stays its own: what is kept for it keeps the stream.
+    /// A stream by its address, which stays its own: what is kept for it keeps the stream. Captured graphs have the workspace's address in them: they
+    /// must be gone before their thread ends, as an engine's are.
     static KEPT: RefCell<HashMap<usize, Rc<Matmul>>> = RefCell::default();
 }
 
@@ -176,8 +185,9 @@ impl Matmul {
         let (out, _out_in_use) = out.device_ptr_mut(&self.stream);
         let residual = if following.has_residual() { residual } else { out };
         // SAFETY: the matrices are as large as their layouts say (checked by the caller), and in use until the stream is done with them.
-        unsafe { self.run(&description, &layouts, &algorithm, [weight, input, residual, out], following.has_residual())? };
-        Ok(())
+        let done =
+            unsafe { self.run(&description, &layouts, &algorithm, [weight, input, residual, out], following.has_residual()) };
+        self.noted(key, done)
     }
 
     /// Whether there is a product of 8-bit values of these sides with their scales, a bias and nothing or gelu behind it. Hopper has (cuBLASLt's
@@ -240,9 +250,9 @@ impl Matmul {
         let (input, _input_in_use) = input.device_ptr(&self.stream);
         let (out, _out_in_use) = out.device_ptr_mut(&self.stream);
         // SAFETY: the matrices are as large as their layouts say (checked above), and in use until the stream is done with them.
-        unsafe { self.run(&description, &layouts, &algorithm, [weight, input, out, out], false)? };
+        let done = unsafe { self.run(&description, &layouts, &algorithm, [weight, input, out, out], false) };
         drop(in_use);
-        Ok(())
+        self.noted(key, done)
     }
 
     /// `addresses`: of weight, input, residual and output.
@@ -283,6 +293,14 @@ impl Matmul {
         }
     }
 
+    /// Where cuBLASLt refuses what it has advised, it is not asked for it again.
+    fn noted(&self, key: Key, done: Result<(), CublasError>) -> Result<(), MatmulError> {
+        if done.is_err_and(is_refusal) {
+            self.chosen.borrow_mut().insert(key, None);
+        }
+        Ok(done?)
+    }
+
     fn algorithm(&self, key: Key) -> Result<Option<sys::cublasLtMatmulAlgo_t>, MatmulError> {
         if let Some(algorithm) = self.chosen.borrow().get(&key) {
             return Ok(*algorithm);
@@ -304,7 +322,7 @@ impl Matmul {
         };
         let advised = match advised {
             Ok(advised) => Some(advised.algo),
-            Err(error) if error == not_supported() => None,
+            Err(error) if is_refusal(error) => None,
             Err(error) => return Err(error.into()),
         };
         self.chosen.borrow_mut().insert(key, advised);
@@ -321,6 +339,13 @@ impl Drop for Matmul {
 
 const fn fp8_following(gelu: bool) -> Following {
     if gelu { Following::Gelu } else { Following::Bias }
+}
+
+/// What cuBLASLt answers, at once, of what it has not: which of these it is depends on the version (cuBLAS' documentation, `cublasLtMatmul`).
+fn is_refusal(CublasError(status): CublasError) -> bool {
+    use sys::cublasStatus_t::{CUBLAS_STATUS_ARCH_MISMATCH, CUBLAS_STATUS_INVALID_VALUE, CUBLAS_STATUS_NOT_SUPPORTED};
+
+    matches!(status, CUBLAS_STATUS_NOT_SUPPORTED | CUBLAS_STATUS_INVALID_VALUE | CUBLAS_STATUS_ARCH_MISMATCH)
 }
 
 fn not_supported() -> CublasError {
