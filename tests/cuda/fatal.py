@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 
 # Launches of a handler before its device breaks: after the warm-up (one step), within the job's ten steps.
-WARM_UP_LAUNCHES = 600
+WARM_UP_LAUNCHES = 450
 LIMIT_S = 240
 
 

@@ -57,10 +57,10 @@ echo 'a device without 8-bit products: weights are made whole'
 demo SIMCUDA_CAP=80
 [ $status -eq 0 ] && grep -q '10 images and contact-sheet.png' "$work/said" || failed 'the demo on 8.0'
 
-echo 'newer devices, nothing computed'
+echo 'newer devices, nothing computed: no clothes are found to mask, so the fifth job has no images'
 for cap in 86 89 100 120; do
     demo SIMCUDA_CAP=$cap SIMCUDA_MODE=dry
-    [ $status -eq 0 ] && grep -q '10 images and contact-sheet.png' "$work/said" || failed "the demo on $cap"
+    [ $status -eq 0 ] && grep -q '^8 images and contact-sheet.png' "$work/said" || failed "the demo on $cap"
 done
 
 echo 'too little memory for the demo, nothing computed'
