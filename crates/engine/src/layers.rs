@@ -269,18 +269,22 @@ mod tests {
 
     use super::*;
 
-    fn assert_close(ours: &Tensor, candles: &Tensor) -> Result<()> {
+    pub(super) fn assert_close(ours: &Tensor, candles: &Tensor) -> Result<()> {
         assert_eq!(ours.dims(), candles.dims());
         assert!((ours - candles)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
         Ok(())
+    }
+
+    /// Turned, and a part of a larger tensor: it neither starts at 0 nor lies in order. (2, 40, 24, 23).
+    pub(super) fn out_of_order() -> Result<Tensor> {
+        Tensor::randn(0.0_f32, 1.0, (3, 40, 23, 24), &Device::Cpu)?.narrow(0, 1, 2)?.transpose(2, 3)
     }
 
     #[test]
     fn layers_compute_what_candles_do_from_tensors_of_any_layout() -> Result<()> {
         let variables = VarMap::new();
         let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
-        // Turned, and a part of a larger tensor: neither starts at 0 nor lies in order.
-        let image = Tensor::randn(0.0_f32, 1.0, (3, 40, 23, 24), &Device::Cpu)?.narrow(0, 1, 2)?.transpose(2, 3)?;
+        let image = out_of_order()?;
         let dense = image.contiguous()?;
         for (kernel, stride) in [(3, 1), (3, 2), (1, 1)] {
             let conv = conv(40, 10, kernel, stride, vb.pp(format!("conv{kernel}{stride}")))?;

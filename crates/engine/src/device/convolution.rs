@@ -67,14 +67,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-
-    fn drawn(shape: &[usize], dtype: DType) -> Result<Tensor> {
-        Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype)
-    }
-
-    fn doubles(tensor: &Tensor) -> Result<Vec<f64>> {
-        tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
-    }
+    use crate::device::own_kernels::tests::{doubles, drawn, furthest};
 
     fn exact_convolution(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Vec<f64>> {
         let (batch, in_channels, height, width) = images.dims4()?;
@@ -104,14 +97,6 @@ mod tests {
             output.push(sum);
         }
         Ok(output)
-    }
-
-    /// The furthest that one is off, in units of the largest there is.
-    fn furthest(ours: &[f64], exact: &[f64]) -> f64 {
-        assert_eq!(ours.len(), exact.len());
-        let largest = exact.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
-        let off = ours.iter().zip(exact).map(|(ours, exact)| (ours - exact).abs());
-        off.fold(0.0, |a: f64, b| if b.is_nan() { b } else { a.max(b) }) / largest
     }
 
     /// Half a unit in the last place.

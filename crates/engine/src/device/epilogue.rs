@@ -8,7 +8,7 @@ use candle_core::cuda_backend::CudaDType;
 use candle_core::{CpuStorage, CudaStorage, DType, Error, InplaceOp3, Layout, Result, Tensor};
 use half::{bf16, f16};
 
-use super::own_kernels::{in_order, run};
+use super::own_kernels::{has_kernels, in_order, run};
 
 /// Makes `output` (..., channels, `places`), which nothing else has, `before` + (`bias` + `output`), rounded once. `bias`: all channels', or those of each
 /// image; `before`: of the output's shape. `None` where there is no kernel for them: on a CPU, or of several formats.
@@ -37,10 +37,6 @@ pub(crate) fn geglu(both: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
         _ => geglu_in::<f32>,
     };
     fits.then(|| of(both, bias))
-}
-
-fn has_kernels(tensor: &Tensor) -> bool {
-    tensor.device().is_cuda() && matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16)
 }
 
 fn geglu_in<T: Element + CudaDType>(both: &Tensor, bias: &Tensor) -> Result<Tensor> {

@@ -58,17 +58,11 @@ impl Fp8Device for Gpu {
 }
 
 impl Gpu {
-    /// Matmul with all that follows them. `None` where the GPU has none.
+    /// Products with all that follows them. `None` where the GPU has none.
     fn in_one(&self, tokens: &Fp8Tokens, layers: [Fp8Layer<'_>; 2], gelu: bool) -> Result<Option<Tensor>> {
         let is_bf16 = layers.iter().all(|layer| layer.bias.dtype() == DType::BF16);
         if !self.in_one || !is_bf16 || layers.iter().any(|layer| layer.scale.elem_count() != layer.bias.elem_count()) {
             return Ok(None);
-        }
-        let matmul = Matmul::of(&self.device.cuda_stream()).map_err(Error::wrap)?;
-        for sides in tokens.sides(layers)? {
-            if sides.columns > 0 && !matmul.has_scaled_fp8(sides, gelu).map_err(Error::wrap)? {
-                return Ok(None);
-            }
         }
         let scales = [(&tokens.first_scales, layers[0].scale), (&tokens.other_scales, layers[1].scale)];
         // A part without tokens is not multiplied.
@@ -154,14 +148,10 @@ pub(super) fn widened(device: &CudaDevice, bits: &Tensor, dtype: DType) -> Resul
     }
 }
 
-fn widened_to<T: Element + CudaDType>(device: &CudaDevice, bits: &Tensor) -> Result<Tensor> {
-    let (storage, layout) = bits.storage_and_layout();
-    let Storage::Cuda(storage) = &*storage else { return Err(elsewhere()) };
-    let (CudaStorageSlice::F8E4M3(values), Some((from, to))) = (&storage.slice, layout.contiguous_offsets()) else {
-        return Err(Error::msg("what is made whole are e4m3 values in order"));
-    };
-    let whole = widen::<_, T>(&device.cuda_stream(), &values.slice(from..to)).map_err(Error::wrap)?;
-    Ok(tensor(CudaStorage::wrap_cuda_slice(whole, device.clone()), bits.shape().clone()))
+fn widened_to<T: Element + CudaDType>(device: &CudaDevice, values: &Tensor) -> Result<Tensor> {
+    let (storage, layout) = values.storage_and_layout();
+    let whole = widen::<T>(&device.cuda_stream(), &bits(&storage, layout)?).map_err(Error::wrap)?;
+    Ok(tensor(CudaStorage::wrap_cuda_slice(whole, device.clone()), values.shape().clone()))
 }
 
 fn rounded<T: Element + CudaDType>(device: &CudaDevice, input: &Tensor, first: usize) -> Result<Fp8Tokens> {

@@ -1,4 +1,4 @@
-//! Matmul of tokens and weights on a GPU, with what follows them in the same operation and before anything is rounded (`cuda/matmul.rs`).
+//! Products of tokens and weights on a GPU, with what follows them in the same operation and before anything is rounded (`cuda/matmul.rs`).
 
 use atelier_kernels::cuda::matmul::{ALIGNED_BYTES, Factors, Following, Matmul, Multiplied, Sides};
 use candle_core::cuda_backend::CudaDType;
@@ -115,11 +115,6 @@ fn of<T: Multiplied + CudaDType>(
     shape: Vec<usize>,
 ) -> Result<Option<Tensor>> {
     let matmul = Matmul::of(&device.cuda_stream()).map_err(Error::wrap)?;
-    for operands in all {
-        if !matmul.has::<T>(operands.sides(), following).map_err(Error::wrap)? {
-            return Ok(None);
-        }
-    }
     let ordered = all.iter().flat_map(Operands::tensors).map(in_order).collect::<Result<Vec<_>>>()?;
     let lying: Vec<_> = ordered.iter().map(Tensor::storage_and_layout).collect();
     let views = lying.iter().map(|(storage, layout)| view::<T>(storage, layout)).collect::<Result<Vec<_>>>()?;

@@ -6,7 +6,7 @@ use candle_core::cuda_backend::CudaDType;
 use candle_core::{CudaStorage, DType, Error, Result, Tensor};
 use half::{bf16, f16};
 
-use super::own_kernels::{run, run_all};
+use super::own_kernels::{has_kernels, run, run_all};
 
 /// Layer norm without weights of its own, times a scale, plus a shift. `hidden`: (1, T, width); `ends`: where the second of three parts of the tokens
 /// begins, and the third; `changes`: scale and shift of each, (width,). `None` where there is no kernel for them: on a CPU.
@@ -52,11 +52,7 @@ pub(crate) fn add_gated_modulate(
 
 /// The format of values that there are kernels for: of one batch, whose rows are its tokens.
 fn kernels_of(hidden: &Tensor) -> Option<DType> {
-    let dtype = hidden.dtype();
-    (hidden.device().is_cuda()
-        && hidden.dim(0).is_ok_and(|batch| batch == 1)
-        && matches!(dtype, DType::F32 | DType::F16 | DType::BF16))
-    .then_some(dtype)
+    (has_kernels(hidden) && hidden.dim(0).is_ok_and(|batch| batch == 1)).then(|| hidden.dtype())
 }
 
 fn modulated<T: Element + CudaDType>(
@@ -68,7 +64,6 @@ fn modulated<T: Element + CudaDType>(
     let [(scale, shift), (second_scale, second_shift), (third_scale, third_shift)] = changes;
     let vectors = [scale, shift, second_scale, second_shift, third_scale, third_shift];
     let rows = rows(hidden, ends, &vectors)?;
-    let [scale, shift, second_scale, second_shift, third_scale, third_shift] = vectors;
     let tensors = [hidden, scale, shift, second_scale, second_shift, third_scale, third_shift];
     run(tensors, hidden.shape(), |device, [hidden, vectors @ ..]| {
         let output = rows.modulate::<T>(&device.cuda_stream(), hidden, pairs(&vectors), eps).map_err(Error::wrap)?;
@@ -98,7 +93,6 @@ fn gated_modulated<T: Element + CudaDType>(
     let vectors = [gate, second_gate, third_gate, scale, shift, second_scale, second_shift, third_scale, third_shift];
     let rows = rows(hidden, ends, &vectors)?;
     check_change(hidden, change)?;
-    let [gate, second_gate, third_gate, scale, shift, second_scale, second_shift, third_scale, third_shift] = vectors;
     let tensors =
         [hidden, change, gate, second_gate, third_gate, scale, shift, second_scale, second_shift, third_scale, third_shift];
     run_all(tensors, hidden.shape(), |device, [hidden, change, gate, second_gate, third_gate, vectors @ ..]| {

@@ -56,6 +56,11 @@ fn normed<T: Element + CudaDType>(norm: GroupNorm, hidden: &Tensor, weight: &Ten
     })
 }
 
+/// Whether our kernels take its values.
+pub(super) fn has_kernels(tensor: &Tensor) -> bool {
+    tensor.device().is_cuda() && matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16)
+}
+
 /// As a kernel reads it: in order, from an address that is a multiple of 16 bytes.
 pub(super) fn in_order(tensor: &Tensor) -> Result<Tensor> {
     const ALIGNED_BYTES: usize = 16;
@@ -98,7 +103,7 @@ pub(super) fn run_all<T: CudaDType, const COUNT: usize, const RESULTS: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn on_gpu() -> Result<Device> {
@@ -106,16 +111,16 @@ mod tests {
     }
 
     /// As it is after rounding to `dtype`: what the kernel and its twin both start from.
-    fn drawn(shape: &[usize], dtype: DType) -> Result<Tensor> {
+    pub(crate) fn drawn(shape: &[usize], dtype: DType) -> Result<Tensor> {
         Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype)
     }
 
-    fn doubles(tensor: &Tensor) -> Result<Vec<f64>> {
+    pub(crate) fn doubles(tensor: &Tensor) -> Result<Vec<f64>> {
         tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
     }
 
     /// The furthest that one is off, in units of the largest there is.
-    fn furthest(ours: &[f64], exact: &[f64]) -> f64 {
+    pub(crate) fn furthest(ours: &[f64], exact: &[f64]) -> f64 {
         assert_eq!(ours.len(), exact.len());
         let largest = exact.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
         ours.iter()

@@ -60,21 +60,16 @@ impl Linear {
         self.forward(input)?.gelu()
     }
 
-    /// [`Self::forward`] of two layers behind each other. `both`: each with what it gets, (1, T, in). Returns (1, the tokens of both, out).
-    pub(crate) fn joined(both: [(&Self, &Tensor); 2]) -> Result<Tensor> {
-        let joined = Self::operands_of(both).and_then(|both| device::linears_joined(both, false));
-        joined.unwrap_or_else(|| Tensor::cat(&[both[0].0.forward(both[0].1)?, both[1].0.forward(both[1].1)?], 1))
-    }
-
-    /// gelu of [`Self::joined`].
-    pub(crate) fn joined_gelu(both: [(&Self, &Tensor); 2]) -> Result<Tensor> {
-        let joined = Self::operands_of(both).and_then(|both| device::linears_joined(both, true));
-        joined.unwrap_or_else(|| Tensor::cat(&[both[0].0.forward_gelu(both[0].1)?, both[1].0.forward_gelu(both[1].1)?], 1))
-    }
-
-    fn operands_of<'a>(both: [(&'a Self, &'a Tensor); 2]) -> Option<[Operands<'a>; 2]> {
-        let [(first, to_first), (second, to_second)] = both;
-        Some([first.operands(to_first)?, second.operands(to_second)?])
+    /// [`Self::forward`] of two layers behind each other, or [`Self::forward_gelu`]. `both`: each with what it gets, (1, T, in). Returns (1, the tokens of
+    /// both, out).
+    pub(crate) fn joined(both: [(&Self, &Tensor); 2], gelu: bool) -> Result<Tensor> {
+        if let [Some(first), Some(second)] = both.map(|(layer, input)| layer.operands(input))
+            && let Some(done) = device::linears_joined([first, second], gelu)
+        {
+            return done;
+        }
+        let [first, second] = both.map(|(layer, input)| if gelu { layer.forward_gelu(input) } else { layer.forward(input) });
+        Tensor::cat(&[first?, second?], 1)
     }
 
     /// `None` where the weight is not whole.
@@ -135,19 +130,13 @@ mod tests {
     use candle_nn::VarMap;
 
     use super::*;
-
-    fn assert_close(ours: &Tensor, candles: &Tensor) -> Result<()> {
-        assert_eq!(ours.dims(), candles.dims());
-        assert!((ours - candles)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
-        Ok(())
-    }
+    use crate::layers::tests::{assert_close, out_of_order};
 
     #[test]
     fn layers_compute_what_candles_do_from_tensors_of_any_layout() -> Result<()> {
         let variables = VarMap::new();
         let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
-        // Turned, and a part of a larger tensor: neither starts at 0 nor lies in order.
-        let image = Tensor::randn(0.0_f32, 1.0, (3, 40, 23, 24), &Device::Cpu)?.narrow(0, 1, 2)?.transpose(2, 3)?;
+        let image = out_of_order()?;
         let dense = image.contiguous()?;
         for bias in [true, false] {
             let linear = linear_b(23, 50, bias, vb.pp(format!("linear{bias}")))?;
@@ -161,7 +150,7 @@ mod tests {
         let other = linear(23, 50, vb.pp("other"))?;
         let one = linear(23, 50, vb.pp("one"))?;
         let few = tokens.narrow(1, 3, 5)?;
-        let joined = Linear::joined([(&one, &tokens), (&other, &few)])?;
+        let joined = Linear::joined([(&one, &tokens), (&other, &few)], false)?;
         assert_close(&joined, &Tensor::cat(&[one.forward(&tokens)?, other.forward(&few)?], 1)?)
     }
 }

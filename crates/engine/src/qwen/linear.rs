@@ -99,8 +99,7 @@ impl Joined {
         match (&layers[0].weight, &layers[1].weight) {
             // Whole weights have LoRAs merged.
             (Weight::Whole(text), Weight::Whole(image)) => {
-                let both = [(text, &self.text), (image, &self.image)];
-                if gelu { layers::Linear::joined_gelu(both) } else { layers::Linear::joined(both) }
+                layers::Linear::joined([(text, &self.text), (image, &self.image)], gelu)
             }
             (
                 Weight::Fp8Weight { bits, scale, bias, fp8: Some(fp8) },
@@ -136,9 +135,9 @@ impl Joined {
         let [(text_down, text_up), (image_down, image_up)] = [text, image];
         if text_down.dims() == image_down.dims() {
             let of = |weight: &Tensor| layers::Linear::of(weight.clone(), None);
-            let lower = layers::Linear::joined([(&of(text_down), &self.text), (&of(image_down), &self.image)])?;
+            let lower = layers::Linear::joined([(&of(text_down), &self.text), (&of(image_down), &self.image)], false)?;
             let lower = Self::new(lower, self.text.dim(1)?)?;
-            return layers::Linear::joined([(&of(text_up), &lower.text), (&of(image_up), &lower.image)]).map(Some);
+            return layers::Linear::joined([(&of(text_up), &lower.text), (&of(image_up), &lower.image)], false).map(Some);
         }
         Tensor::cat(&[low_rank_output(text, &self.text)?, low_rank_output(image, &self.image)?], 1).map(Some)
     }

@@ -1,4 +1,4 @@
-//! Matmul of matrices by cuBLASLt: of 8-bit values, and of halves with what follows them, bias, gelu or residual, before anything is rounded.
+//! Products of matrices by cuBLASLt: of 8-bit values, and of halves with what follows them, bias, gelu or residual, before anything is rounded.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DriverError};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DriverError};
 use half::{bf16, f16};
 
 pub use super::descriptions::{ALIGNED_BYTES, Following};
@@ -86,6 +86,17 @@ pub struct Fp8Factors<'a> {
     pub scaling: Option<Scaling<'a>>,
 }
 
+impl Fp8Factors<'_> {
+    fn key(&self, gelu: bool) -> Key {
+        let following = match (&self.scaling, gelu) {
+            (None, _) => Following::Nothing,
+            (Some(_), false) => Following::Bias,
+            (Some(_), true) => Following::Gelu,
+        };
+        (sys::cudaDataType_t::CUDA_R_8F_E4M3, self.sides, following)
+    }
+}
+
 /// What follows a product of 8-bit values in the same operation.
 pub struct Scaling<'a> {
     /// (rows,).
@@ -136,46 +147,30 @@ impl Matmul {
         Ok(Self { handle, workspace, stream: Arc::clone(stream), chosen: RefCell::default() })
     }
 
-    /// Whether there is a product of these sides with this behind it.
-    ///
-    /// # Errors
-    /// cuBLASLt's, when it cannot be asked.
-    pub fn has<T: Multiplied>(&self, sides: Sides, following: Following) -> Result<bool, MatmulError> {
-        Ok(self.algorithm((T::TYPE, sides, following))?.is_some())
-    }
-
     /// What each makes, (columns, rows), behind each other in one piece of memory. All addresses are multiples of [`ALIGNED_BYTES`], those of the results
     /// as well.
     ///
     /// # Errors
-    /// The driver's, or cuBLASLt's when [`Self::has`] no such product.
+    /// The driver's, or cuBLASLt's: [a refusal](MatmulError::is_refusal) when it has no such product.
     ///
     /// # Panics
     /// When slices are not as long as their sides say.
     pub fn multiply<T: Multiplied>(&self, all: &[Factors<'_, T>], following: Following) -> Result<CudaSlice<T>, MatmulError> {
-        // SAFETY: the products below write every value; with a beta of 0 none is read.
-        let mut out = unsafe { self.stream.alloc::<T>(all.iter().map(|factors| factors.sides.output()).sum())? };
-        let mut first = 0;
-        for factors in all {
-            let Sides { rows, columns, depth } = factors.sides;
-            assert!(factors.weight.len() == rows * depth && factors.input.len() == columns * depth, "matrices of their sides");
-            assert!(!following.has_bias() || factors.bias.len() == rows, "a bias for each row");
-            assert!(!following.has_residual() || factors.residual.len() == rows * columns, "a residual for each value");
-            let mut part = out.slice_mut(first..first + factors.sides.output());
-            self.multiply_into(factors, following, &mut part)?;
-            first += factors.sides.output();
-        }
-        Ok(out)
+        let keys: Vec<Key> = all.iter().map(|factors| (T::TYPE, factors.sides, following)).collect();
+        self.behind_each_other(&keys, |place, algorithm, out| self.multiply_into(&all[place], following, algorithm, out))
     }
 
     fn multiply_into<T: Multiplied>(
         &self,
         factors: &Factors<'_, T>,
         following: Following,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
         out: &mut CudaViewMut<'_, T>,
-    ) -> Result<(), MatmulError> {
-        let key = (T::TYPE, factors.sides, following);
-        let Some(algorithm) = self.algorithm(key)? else { return Err(not_supported().into()) };
+    ) -> Result<(), CublasError> {
+        let Sides { rows, columns, depth } = factors.sides;
+        assert!(factors.weight.len() == rows * depth && factors.input.len() == columns * depth, "matrices of their sides");
+        assert!(!following.has_bias() || factors.bias.len() == rows, "a bias for each row");
+        assert!(!following.has_residual() || factors.residual.len() == rows * columns, "a residual for each value");
         let (bias, _bias_in_use) = factors.bias.device_ptr(&self.stream);
         let description = Description::of_halves(following, bias)?;
         let layouts = layouts(T::TYPE, T::TYPE, factors.sides)?;
@@ -184,48 +179,33 @@ impl Matmul {
         let (residual, _residual_in_use) = factors.residual.device_ptr(&self.stream);
         let (out, _out_in_use) = out.device_ptr_mut(&self.stream);
         let residual = if following.has_residual() { residual } else { out };
-        // SAFETY: the matrices are as large as their layouts say (checked by the caller), and in use until the stream is done with them.
-        let done =
-            unsafe { self.run(&description, &layouts, &algorithm, [weight, input, residual, out], following.has_residual()) };
-        self.noted(key, done)
-    }
-
-    /// Whether there is a product of 8-bit values of these sides with their scales, a bias and nothing or gelu behind it. Hopper has (cuBLASLt's
-    /// documentation, "Outer Vector Scaling for FP8 Data Types").
-    ///
-    /// # Errors
-    /// cuBLASLt's, when it cannot be asked.
-    pub fn has_scaled_fp8(&self, sides: Sides, gelu: bool) -> Result<bool, MatmulError> {
-        Ok(self.algorithm((sys::cudaDataType_t::CUDA_R_8F_E4M3, sides, fp8_following(gelu)))?.is_some())
+        // SAFETY: the matrices are as large as their layouts say (checked above), and in use until the stream is done with them.
+        unsafe { self.run(&description, &layouts, algorithm, [weight, input, residual, out], following.has_residual()) }
     }
 
     /// What each makes, (columns, rows), bf16, behind each other in one piece of memory: the product, or with a [`Scaling`] the product times the scales of
-    /// its row and its column, plus the bias, or gelu of that, rounded once. Needs a GPU that has such products (compute capability 8.9); sums are f32. Rows
-    /// and depth are multiples of 16.
+    /// its row and its column, plus the bias, or gelu of that, rounded once. Needs a GPU that has such products (compute capability 8.9; with scales 9.0: cuBLASLt's
+    /// documentation, "Outer Vector Scaling for FP8 Data Types"); sums are f32. Rows and depth are multiples of 16.
     ///
     /// # Errors
-    /// When the GPU has no such product, or not of these sides.
+    /// As [`Self::multiply`].
     ///
     /// # Panics
     /// When slices are not as long as sides say.
     pub fn multiply_fp8(&self, all: &[Fp8Factors<'_>], gelu: bool) -> Result<CudaSlice<bf16>, MatmulError> {
-        // SAFETY: the products below write every value; with a beta of 0 none is read.
-        let mut out = unsafe { self.stream.alloc::<bf16>(all.iter().map(|factors| factors.sides.output()).sum())? };
-        let mut first = 0;
-        for factors in all {
-            let mut part = out.slice_mut(first..first + factors.sides.output());
-            self.multiply_fp8_into(factors, gelu, &mut part)?;
-            first += factors.sides.output();
-        }
-        Ok(out)
+        let keys: Vec<Key> = all.iter().map(|factors| factors.key(gelu)).collect();
+        self.behind_each_other(&keys, |place, algorithm, out| {
+            self.multiply_fp8_into(&all[place], keys[place].2, algorithm, out)
+        })
     }
 
     fn multiply_fp8_into(
         &self,
         factors: &Fp8Factors<'_>,
-        gelu: bool,
+        following: Following,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
         out: &mut CudaViewMut<'_, bf16>,
-    ) -> Result<(), MatmulError> {
+    ) -> Result<(), CublasError> {
         let Fp8Factors { weight, input, sides, scaling } = factors;
         let Sides { rows, columns, depth } = *sides;
         assert!(weight.len() == rows * depth && input.len() == columns * depth, "matrices of their sides");
@@ -241,18 +221,40 @@ impl Matmul {
                 in_use.push(guard);
             }
         }
-        let following = if scaling.is_some() { fp8_following(gelu) } else { Following::Nothing };
-        let key = (sys::cudaDataType_t::CUDA_R_8F_E4M3, *sides, following);
-        let Some(algorithm) = self.algorithm(key)? else { return Err(not_supported().into()) };
         let description = Description::of_fp8(following, addresses)?;
-        let layouts = layouts(key.0, sys::cudaDataType_t::CUDA_R_16BF, *sides)?;
+        let layouts = layouts(sys::cudaDataType_t::CUDA_R_8F_E4M3, sys::cudaDataType_t::CUDA_R_16BF, *sides)?;
         let (weight, _weight_in_use) = weight.device_ptr(&self.stream);
         let (input, _input_in_use) = input.device_ptr(&self.stream);
         let (out, _out_in_use) = out.device_ptr_mut(&self.stream);
         // SAFETY: the matrices are as large as their layouts say (checked above), and in use until the stream is done with them.
-        let done = unsafe { self.run(&description, &layouts, &algorithm, [weight, input, out, out], false) };
+        let done = unsafe { self.run(&description, &layouts, algorithm, [weight, input, out, out], false) };
         drop(in_use);
-        self.noted(key, done)
+        done
+    }
+
+    /// The results of products, which `multiply` writes one after the other: it gets each one's place, what cuBLASLt advised, and where it goes. Nothing
+    /// is done where cuBLASLt has one of them not.
+    fn behind_each_other<T: DeviceRepr>(
+        &self,
+        keys: &[Key],
+        multiply: impl Fn(usize, &sys::cublasLtMatmulAlgo_t, &mut CudaViewMut<'_, T>) -> Result<(), CublasError>,
+    ) -> Result<CudaSlice<T>, MatmulError> {
+        let advised = keys.iter().map(|key| self.algorithm(*key)?.ok_or_else(|| not_supported().into()));
+        let advised = advised.collect::<Result<Vec<_>, MatmulError>>()?;
+        // SAFETY: the products below write every value; with a beta of 0 none is read.
+        let mut out = unsafe { self.stream.alloc::<T>(keys.iter().map(|(_, sides, _)| sides.output()).sum())? };
+        let mut first = 0;
+        for (place, (key, algorithm)) in keys.iter().zip(&advised).enumerate() {
+            let behind = first + key.1.output();
+            let done = multiply(place, algorithm, &mut out.slice_mut(first..behind));
+            // What it refuses though it has advised it is not asked for again.
+            if done.is_err_and(is_refusal) {
+                self.chosen.borrow_mut().insert(*key, None);
+            }
+            done?;
+            first = behind;
+        }
+        Ok(out)
     }
 
     /// `addresses`: of weight, input, residual and output.
@@ -293,14 +295,6 @@ impl Matmul {
         }
     }
 
-    /// Where cuBLASLt refuses what it has advised, it is not asked for it again.
-    fn noted(&self, key: Key, done: Result<(), CublasError>) -> Result<(), MatmulError> {
-        if done.is_err_and(is_refusal) {
-            self.chosen.borrow_mut().insert(key, None);
-        }
-        Ok(done?)
-    }
-
     fn algorithm(&self, key: Key) -> Result<Option<sys::cublasLtMatmulAlgo_t>, MatmulError> {
         if let Some(algorithm) = self.chosen.borrow().get(&key) {
             return Ok(*algorithm);
@@ -335,10 +329,6 @@ impl Drop for Matmul {
         // SAFETY: made by `new`, and no one uses it any more.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
-}
-
-const fn fp8_following(gelu: bool) -> Following {
-    if gelu { Following::Gelu } else { Following::Bias }
 }
 
 /// What cuBLASLt answers, at once, of what it has not: which of these it is depends on the version (cuBLAS' documentation, `cublasLtMatmul`).

@@ -83,12 +83,12 @@ impl Projections {
         let [(first, to_first), (second, to_second)] = both;
         let tokens = to_first.dim(1)?;
         let turned = |layers: [&Linear; 2], norms: [&Tensor; 2]| {
-            let joined = Linear::joined([(layers[0], to_first), (layers[1], to_second)])?;
+            let joined = Linear::joined([(layers[0], to_first), (layers[1], to_second)], false)?;
             joined_normed_and_turned(&joined, (tokens, norms), first.heads, NORM_EPS, (&rope.cos, &rope.sin))
         };
         let query = turned([&first.query, &second.query], [&first.norm_query, &second.norm_query])?;
         let key = turned([&first.key, &second.key], [&first.norm_key, &second.norm_key])?;
-        Ok([query, key, Linear::joined([(&first.value, to_first), (&second.value, to_second)])?])
+        Ok([query, key, Linear::joined([(&first.value, to_first), (&second.value, to_second)], false)?])
     }
 }
 
