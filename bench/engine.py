@@ -1,9 +1,9 @@
 """How fast the engine generates, against diffusers on the same CPU: same weights, same steps, as many threads, in turns.
 
-    OMP_WAIT_POLICY=passive python bench/engine.py [--profile dev] [--only tiny|full|sdxl|memory|cold|previews] [--note TEXT]    needs torch, diffusers, transformers
+    OMP_WAIT_POLICY=passive python bench/engine.py [--profile dev] [--only tiny|full|sdxl|memory|cold|previews] [--note TEXT]    needs torch, diffusers, transformers, openvino
 
 tiny: an image of models/tiny-sd, 20 steps, guidance 7.5. full: SD 1.5's own sizes with random weights, one forward of the
-UNet at 512x512 (batch 1, no guidance), one prompt's encoding, one decode of the VAE. sdxl: Stable Diffusion XL's innermost block at its own width,
+UNet at 512x512 (batch 1, no guidance), one prompt's encoding, one decode of the VAE, the first and the last against OpenVINO as well. sdxl: Stable Diffusion XL's innermost block at its own width,
 as an image of 1024x1024 passes it, and the memory of a process that has it. memory: the peak of an image's process, in each mode.
 cold: from a process's start until SD 1.5 is loaded, out of the page cache, from a diffusers directory and from what `atelier models pack` made of
 it. previews: what one preview costs a step, and the first one, which fits its map. Times are medians over runs that alternate.
@@ -19,10 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
 import diffusers
+import openvino
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -40,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "models" / "tiny-sd"
 THREADS = len(os.sched_getaffinity(0))
 PEER = f"diffusers {diffusers.__version__}, torch {torch.__version__}"
+OPENVINO = f"OpenVINO {openvino.__version__.split('-')[0]}, f32, for latency"
 
 
 class Child:
@@ -130,7 +133,12 @@ def full(profile, note):
         ours = Child([built(profile, "engine"), directory])
         latents, text = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 768)
         mine, theirs = compare(partial(ours.time, "unet 512 1"), lambda: timed(lambda: pipeline.unet(latents, 500, text)), runs=3)
-        yield row("unet_step: SD 1.5 UNet, one forward, 512x512, batch 1", "seconds", mine, PEER, theirs, cpu(THREADS), note)
+        what = "unet_step: SD 1.5 UNet, one forward, 512x512, batch 1"
+        yield row(what, "seconds", mine, PEER, theirs, cpu(THREADS), note)
+        unet = in_openvino(lambda *inputs: pipeline.unet(*inputs, return_dict=False)[0], pipeline.unet, latents, torch.tensor(500.0), text)
+        again, theirs = compare(partial(ours.time, "unet 512 1"), unet, runs=3)
+        yield row(what, "seconds", again, OPENVINO, theirs, cpu(THREADS), note)
+        del unet
         files = [loras(pipeline.unet, f"{directory}/{name}.safetensors", seed) for seed, name in enumerate(("one", "other"))]
         step, switched = mine, statistics.median(ours.time(f"switch {files[0]} {files[1]}") for _ in range(3))
         what = "lora_switch: SD 1.5, change to another LoRA of rank 16 that was used before, 128 attention layers"
@@ -139,7 +147,33 @@ def full(profile, note):
         mine, theirs = compare(partial(ours.time, "encode"), lambda: timed(lambda: pipeline.text_encoder(tokens)), runs=7)
         yield row("text_encode: CLIP ViT-L/14's text encoder, 77 tokens", "seconds", mine, PEER, theirs, cpu(THREADS), note)
         mine, theirs = compare(partial(ours.time, "decode 512"), lambda: timed(lambda: pipeline.vae.decode(latents)), runs=3)
-        yield row("vae_decode: SD 1.5 VAE, one decode, 512x512", "seconds", mine, PEER, theirs, cpu(THREADS), note)
+        what = "vae_decode: SD 1.5 VAE, one decode, 512x512"
+        yield row(what, "seconds", mine, PEER, theirs, cpu(THREADS), note)
+        decode = in_openvino(lambda latents: pipeline.vae.decode(latents, return_dict=False)[0], pipeline.vae, latents)
+        mine, theirs = compare(partial(ours.time, "decode 512"), decode, runs=3)
+        yield row(what, "seconds", mine, OPENVINO, theirs, cpu(THREADS), note)
+
+
+def in_openvino(forward, module, *inputs):
+    """What times one forward pass of `module` in OpenVINO, which has to give what torch gives."""
+
+    class Forward(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs):
+            return forward(*inputs)
+
+    with torch.inference_mode(), warnings.catch_warnings(category=torch.jit.TracerWarning, action="ignore"):
+        expected = forward(*inputs)
+        model = openvino.convert_model(Forward().eval(), example_input=inputs)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": THREADS}
+    request = openvino.compile_model(model, "CPU", settings).create_infer_request()
+    values = [tensor.numpy() for tensor in inputs]
+    off = (torch.from_numpy(request.infer(values)[0]) - expected).abs().max() / expected.abs().max()
+    assert off < 1e-3, f"OpenVINO is off by {off}"
+    return lambda: timed(lambda: request.infer(values))
 
 
 def sdxl(profile, note):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Predicts the least time of a denoising step on some GPUs, from what was counted (results/gpu-counts.json): bench/gpu_roofline.py
+"""Predicts the least time of a denoising step on some GPUs, from what was counted of ours (results/gpu-counts.json) and of diffusers, by the same rules
+(results/gpu-traced.json): bench/gpu_roofline.py
 
 A kind of operation takes as long as its products at the GPU's highest rate, or as its bytes, whichever is longer (Williams et al. 2009, the roofline
 model). No kernel reaches its roof, and the host's launches are not in it: a card will be slower. Nothing here is measured.
@@ -16,7 +17,7 @@ True
 import json
 import pathlib
 
-COUNTS = pathlib.Path(__file__).parent / "results/gpu-counts.json"
+RESULTS = pathlib.Path(__file__).parent / "results"
 # f16 products with sums in f32, dense, in TFLOP/s; 8-bit ones (e4m3), where it has them with scales and bias in the product, as they are counted; and
 # bytes of memory in GB/s.
 GPUS = {
@@ -41,10 +42,10 @@ def milliseconds(kinds, gpu):
 
 
 def main():
-    print(f"{'predicted, at least, ms a step of':52}" + "".join(f"{name:>10}" for name in GPUS))
-    for title, counted in json.loads(COUNTS.read_text()).items():
+    print(f"{'predicted, at least, ms a step of':64}" + "".join(f"{name:>10}" for name in GPUS))
+    for title, counted in [pair for name in ("counts", "traced") for pair in json.loads((RESULTS / f"gpu-{name}.json").read_text()).items()]:
         predicted = [milliseconds(counted["kinds"], gpu) for gpu in GPUS.values()]
-        print(f"{title:52}" + "".join(f"{'-':>10}" if least is None else f"{least:10.2f}" for least in predicted))
+        print(f"{title:64}" + "".join(f"{'-':>10}" if least is None else f"{least:10.2f}" for least in predicted))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # Assembles our PTX for every generation that it is for: tests/cuda/ptxas.sh DIR (where the .ptx are). Prints registers, spills and shared memory of
 # each kernel at their largest, and fails where one spills, or has more than 48 KiB of shared memory, which is what a launch may take unasked.
 set -euo pipefail
-for ptx in "$1"/epilogue.ptx "$1"/flash.ptx "$1"/fp8.ptx "$1"/group_norm.ptx; do
+for ptx in "$1"/*.ptx; do
     for architecture in 80 86 89 90 100 120; do
         "$CUDA_HOME/bin/ptxas" -arch "sm_$architecture" -v -o /dev/null "$ptx" 2>&1
     done | awk -v name="$(basename "$ptx" .ptx)" '

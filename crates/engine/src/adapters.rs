@@ -9,6 +9,7 @@ use candle_core::DType;
 use candle_nn::VarBuilder;
 use sha2::{Digest, Sha256};
 
+use super::device::{as_it_lies, is_channels_last, to_channels_last};
 use super::finite::is_finite;
 use super::graphs::module_number;
 use super::learned_word::Bundled;
@@ -191,8 +192,14 @@ impl<Adapted> Adapters<Adapted> {
         let base = self.weights.tensors();
         let mut overlay = Tensors::new();
         each(loras.map(|(lora, scale)| lora.merge(scale, base, &mut overlay)))?;
-        // Rounded once, after the last of them.
-        overlay.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(self.weights.dtype())?))).collect()
+        let laid = overlay.into_iter().map(|(name, tensor)| {
+            // Rounded once, after the last of them.
+            let tensor = tensor.to_dtype(self.weights.dtype())?;
+            // As what it takes the place of.
+            let is_last = base.get(&name).is_some_and(is_channels_last);
+            Ok((name, if is_last { to_channels_last(&tensor)? } else { tensor }))
+        });
+        laid.collect()
     }
 }
 
@@ -201,7 +208,8 @@ fn has_places_for(overlay: &Tensors, other: &Tensors) -> bool {
     overlay.len() == other.len()
         && other.iter().all(|(name, tensor)| {
             overlay.get(name).is_some_and(|place| {
-                place.is_contiguous() && place.shape() == tensor.shape() && place.dtype() == tensor.dtype() && tensor.rank() > 0
+                let is_in_place = place.is_contiguous() || is_channels_last(place);
+                is_in_place && place.shape() == tensor.shape() && place.dtype() == tensor.dtype() && tensor.rank() > 0
             })
         })
 }
@@ -209,7 +217,7 @@ fn has_places_for(overlay: &Tensors, other: &Tensors) -> bool {
 /// Copies the values of `other` to where the tensors of `overlay` lie: a GPU that was told to read there goes on doing so.
 fn fill(overlay: &Tensors, other: &Tensors) -> Result<(), EngineError> {
     for (name, tensor) in other {
-        overlay[name].slice_set(&tensor.contiguous()?, 0, 0)?;
+        as_it_lies(&overlay[name])?.slice_set(&as_it_lies(tensor)?.contiguous()?, 0, 0)?;
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 #[cfg(feature = "cuda")]
 mod captured;
 #[cfg(feature = "cuda")]
+mod channels_last;
+#[cfg(feature = "cuda")]
 mod convolution;
 #[cfg(not(feature = "cuda"))]
 mod elsewhere;
@@ -14,6 +16,7 @@ mod fp8;
 mod gguf;
 #[cfg(feature = "cuda")]
 mod matmul;
+mod memory_order;
 #[cfg(feature = "cuda")]
 mod modulation;
 #[cfg(feature = "cuda")]
@@ -31,15 +34,21 @@ use atelier_kernels::gguf::BlockFormat;
 use candle_core::{DType, Device, Result, Tensor};
 
 #[cfg(feature = "cuda")]
+pub(super) use self::channels_last::{doubled_last, joined_last};
+#[cfg(feature = "cuda")]
 pub(super) use self::convolution::convolution;
 #[cfg(not(feature = "cuda"))]
 pub(super) use self::elsewhere::{
-    add_bias, add_gated, add_gated_modulate, convolution, geglu, linear, linear_gelu, linears_joined, modulate, norm_rope,
+    add_bias, add_gated, add_gated_modulate, convolution, doubled_last, geglu, joined_last, linear, linear_gelu,
+    linears_joined, modulate, norm_rope,
 };
 #[cfg(feature = "cuda")]
 pub(super) use self::epilogue::{add_bias, geglu};
 #[cfg(feature = "cuda")]
 pub(super) use self::matmul::{linear, linear_gelu, linears_joined};
+pub(super) use self::memory_order::{
+    as_it_lies, is_best_channels_last, is_channels_last, to_channels_last, with_channels_first, with_channels_last,
+};
 #[cfg(feature = "cuda")]
 pub(super) use self::modulation::{add_gated, add_gated_modulate, modulate};
 #[cfg(feature = "cuda")]
@@ -196,7 +205,7 @@ pub(super) fn group_norm(
     eps: f64,
     silu: bool,
 ) -> Option<Result<Tensor>> {
-    own_kernels::group_norm(atelier_kernels::cuda::norm::GroupNorm { groups, eps: eps as f32, silu }, hidden, weight, bias)
+    own_kernels::group_norm((groups, eps as f32, silu), hidden, weight, bias)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -1,13 +1,15 @@
 //! The layers that models are made of: our own kernels on the CPU in f32, candle's on any other device.
 
+mod channels_last;
 mod linear;
 
 use atelier_kernels::{convolution, elementwise, norm};
 use candle_core::{D, DType, Error, Result, Storage, Tensor};
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
+pub(super) use self::channels_last::{joined, scaled, sum};
 pub(super) use self::linear::{Linear, linear, linear_b};
-use super::device;
+use super::device::{self, is_best_channels_last, is_channels_last, to_channels_last, with_channels_first, with_channels_last};
 
 /// A convolution with a kernel of 1 or 3 and a border of zeros that keeps the size, or halves it with stride 2.
 pub(super) struct Conv(candle_nn::Conv2d);
@@ -51,13 +53,16 @@ impl Conv {
         if is_ours(images) && (height, width) == (2 * rows, 2 * columns) {
             return self.run(images, (batch, channels, height, width), None, None);
         }
-        self.forward(&images.upsample_nearest2d(height, width)?)
+        self.forward(&channels_last::enlarged(images, height, width)?)
     }
 
     /// On another device than the CPU, or in another format. `bias`: (out,), (1, out) or (B, out).
     fn elsewhere(&self, images: &Tensor, bias: Option<&Tensor>, before: Option<&Tensor>) -> Result<Tensor> {
         let Conv2dConfig { stride, padding, dilation, groups, .. } = *self.0.config();
         let weight = self.0.weight();
+        if let Some(output) = self.of_each_place(images, bias, before)? {
+            return Ok(output);
+        }
         let following = bias.map(|bias| (bias, before));
         if let Some(output) = device::convolution(images, weight, stride, padding, following) {
             return match (before, following) {
@@ -69,6 +74,27 @@ impl Conv {
         let (_, channels, height, width) = output.dims4()?;
         let images = bias.map_or(1, |bias| bias.elem_count() / channels);
         added(output, (bias, &[images, channels, 1, 1]), before, height * width)
+    }
+
+    /// Of images whose channels are last, a kernel of 1 is a linear layer of every place; `None` where it is none, or has a bias for each image.
+    fn of_each_place(&self, images: &Tensor, bias: Option<&Tensor>, before: Option<&Tensor>) -> Result<Option<Tensor>> {
+        let (out_channels, _, kernel, _) = self.0.weight().dims4()?;
+        let has_one_bias = bias.is_none_or(|bias| bias.elem_count() == out_channels);
+        if kernel != 1 || self.0.config().stride != 1 || !is_channels_last(images) || !has_one_bias {
+            return Ok(None);
+        }
+        let layer = Linear::of(self.0.weight().flatten_from(1)?, bias.map(Tensor::flatten_all).transpose()?);
+        let places = with_channels_last(images)?;
+        let output = match before {
+            Some(before) => layer.add_to(&with_channels_last(&to_channels_last(before)?)?, &places),
+            None => layer.forward(&places),
+        };
+        with_channels_first(&output?).map(Some)
+    }
+
+    /// Whether what comes out has its channels last in memory.
+    pub(super) fn is_channels_last(&self) -> bool {
+        is_best_channels_last(self.0.weight()) && is_channels_last(self.0.weight())
     }
 
     /// `sides`: (B, in, H, W) of what is convolved; twice the images' own height and width where they are enlarged.
@@ -220,6 +246,24 @@ impl ChannelNorm {
         })?;
         Tensor::from_vec(output, hidden.shape(), hidden.device())
     }
+}
+
+/// Each place of (B, C, H, W) as a token: (B, H·W, C).
+pub(super) fn to_tokens(images: &Tensor) -> Result<Tensor> {
+    if is_channels_last(images) {
+        return with_channels_last(images)?.flatten(1, 2);
+    }
+    transposed(&images.flatten_from(2)?)
+}
+
+/// (B, H·W, C) to an image that lies as `like` does, (B, any channels, H, W).
+pub(super) fn to_image(tokens: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let (batch, _, channels) = tokens.dims3()?;
+    let (_, _, height, width) = like.dims4()?;
+    if is_channels_last(like) {
+        return with_channels_first(&tokens.reshape((batch, height, width, channels))?);
+    }
+    transposed(tokens)?.reshape((batch, channels, height, width))
 }
 
 /// (B, rows, columns) to (B, columns, rows), in order.

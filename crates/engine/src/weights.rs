@@ -11,6 +11,7 @@ use candle_nn::{Init, VarBuilder};
 use safetensors::Dtype;
 
 use super::EngineError;
+use super::device::{is_best_channels_last, to_channels_last};
 use super::json_config::shards;
 use super::loader::read_all;
 use super::original_names::canonical;
@@ -116,6 +117,19 @@ impl Weights {
         let chosen = self.tensors.iter().filter(|(name, _)| name.starts_with(prefix));
         let copied = chosen.map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(DType::F32)?)));
         Ok(Self { tensors: Arc::new(copied.collect::<Result<_>>()?), dtype: DType::F32, device: self.device.clone() })
+    }
+
+    /// Those whose names begin with `prefix` lie so that convolutions are best done; shapes and values stay.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(super) fn with_channels_last(self, prefix: &str) -> Result<Self> {
+        // One by one: what lay otherwise is gone before the next one.
+        let turned = Arc::unwrap_or_clone(self.tensors).into_iter().map(|(name, tensor)| {
+            let is_turned = name.starts_with(prefix) && is_best_channels_last(&tensor);
+            Ok((name, if is_turned { to_channels_last(&tensor)? } else { tensor }))
+        });
+        Ok(Self { tensors: Arc::new(turned.collect::<Result<_>>()?), ..self })
     }
 
     /// Bytes of all of them.

@@ -13,26 +13,33 @@ struct alignas(16) Pack {
 static __device__ __forceinline__ int64_t thread_of_grid() { return blockIdx.x * (int64_t)THREADS + threadIdx.x; }
 static __device__ __forceinline__ int64_t threads_of_grid() { return gridDim.x * (int64_t)THREADS; }
 
-// values, residual: (..., channels, places); residual may be null. bias: of all channels, or of those of each image. Blocks of 256 threads.
+// values, residual: (..., channels, places), or (..., places, channels) where channels is not 0; residual may be null. bias: of all channels, or of
+// those of each image. Blocks of 256 threads.
 template <typename T>
-static __device__ void add_bias(T *values, const T *bias, const T *residual, int64_t count, int places, int biases) {
+static __device__ void add_bias(T *values, const T *bias, const T *residual, int64_t count, int places, int biases, int channels) {
   constexpr int SIZE = Pack<T>::SIZE;
-  const bool packed = count % SIZE == 0 && (places % SIZE == 0 || (places == 1 && biases % SIZE == 0));
-  if (packed) {
+  const int64_t image = (int64_t)places * channels;
+  const auto of = [&](int64_t i) -> const T * {
+    if (channels == 0) return bias + i / places % biases;
+    return bias + i / image * channels % biases + i % channels;
+  };
+  const bool together = channels ? channels % SIZE == 0 : places % SIZE == 0 || (places == 1 && biases % SIZE == 0);
+  if (count % SIZE == 0 && together) {
+    const bool differ = channels || places == 1;
     for (int64_t i = thread_of_grid() * SIZE; i < count; i += threads_of_grid() * SIZE) {
       Pack<T> pack = *reinterpret_cast<const Pack<T> *>(values + i), before;
       if (residual) before = *reinterpret_cast<const Pack<T> *>(residual + i);
-      const T *raise = bias + i / places % biases;
+      const T *raise = of(i);
 #pragma unroll
       for (int j = 0; j < SIZE; j++) {
-        const float sum = wide(pack.values[j]) + wide(raise[places == 1 ? j : 0]);
+        const float sum = wide(pack.values[j]) + wide(raise[differ ? j : 0]);
         narrow(residual ? wide(before.values[j]) + sum : sum, &pack.values[j]);
       }
       *reinterpret_cast<Pack<T> *>(values + i) = pack;
     }
   } else {
     for (int64_t i = thread_of_grid(); i < count; i += threads_of_grid()) {
-      const float sum = wide(values[i]) + wide(bias[i / places % biases]);
+      const float sum = wide(values[i]) + wide(*of(i));
       narrow(residual ? wide(residual[i]) + sum : sum, &values[i]);
     }
   }
@@ -70,8 +77,8 @@ static __device__ void geglu(const T *both, const T *bias, T *out, int64_t rows,
 
 #define KERNELS(NAME, T) \
   extern "C" __global__ void __launch_bounds__(THREADS) \
-      add_bias_##NAME(T *values, const T *bias, const T *residual, int64_t count, int places, int biases) { \
-    add_bias(values, bias, residual, count, places, biases); \
+      add_bias_##NAME(T *values, const T *bias, const T *residual, int64_t count, int places, int biases, int channels) { \
+    add_bias(values, bias, residual, count, places, biases, channels); \
   } \
   extern "C" __global__ void __launch_bounds__(THREADS) geglu_##NAME(const T *both, const T *bias, T *out, int64_t rows, int width) { \
     geglu(both, bias, out, rows, width); \

@@ -2,6 +2,7 @@
 
 mod arena;
 pub mod attention;
+pub mod channels_last;
 pub mod convolution;
 mod descriptions;
 pub mod epilogue;

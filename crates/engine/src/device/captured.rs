@@ -6,6 +6,7 @@ use atelier_kernels::cuda::graph::{Graph, record};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DevicePtr as _};
 use candle_core::{Device, Error, Result, Storage, Tensor, TensorId};
 
+use super::memory_order::{as_it_lies, is_channels_last, with_channels_first, with_channels_last};
 use super::{FirstTime, Repeated, Step};
 
 struct Captured {
@@ -35,8 +36,7 @@ fn captured(
     step: &Step<'_>,
     has_room: &mut dyn FnMut(usize) -> bool,
 ) -> Result<FirstTime> {
-    // As the graph will see them: all in order.
-    let slots = inputs.iter().map(Tensor::force_contiguous).collect::<Result<Vec<_>>>()?;
+    let slots = inputs.iter().map(slot).collect::<Result<Vec<_>>>()?;
     let (output, recording) = record(|| step(&slots));
     let output = output?;
     let input_bytes: usize = slots.iter().map(|slot| slot.elem_count() * slot.dtype().size_in_bytes()).sum();
@@ -52,6 +52,17 @@ fn captured(
         Box::new(Captured { graph, slots, filled, stream: Arc::clone(stream), sent })
     });
     Ok(FirstTime { output, repeated })
+}
+
+/// A copy as the graph will see it: in order, but for images whose channels are last.
+fn slot(input: &Tensor) -> Result<Tensor> {
+    let copy = as_it_lies(input)?.force_contiguous()?;
+    if is_channels_last(input) { with_channels_first(&copy) } else { Ok(copy) }
+}
+
+fn fill(slot: &Tensor, input: &Tensor) -> Result<()> {
+    let input = if is_channels_last(slot) { with_channels_last(input)? } else { input.clone() };
+    as_it_lies(slot)?.slice_set(&input.contiguous()?, 0, 0)
 }
 
 /// Where a result in f32 lies; none for any other, which a graph then does not keep.
@@ -71,7 +82,7 @@ impl Repeated for Captured {
         for (place, input) in inputs.iter().enumerate() {
             // Values of a tensor never change here, so what is in its slot already stays.
             if self.filled[place] != input.id() {
-                self.slots[place].slice_set(&input.contiguous()?, 0, 0)?;
+                fill(&self.slots[place], input)?;
                 self.filled[place] = input.id();
             }
         }

@@ -1,15 +1,16 @@
 //! Convolutions by cuDNN with what follows them, as an operation over candle's tensors.
 
-use atelier_kernels::cuda::convolution::{Convolution, Convolved};
+use atelier_kernels::cuda::convolution::{Convolution, ConvolutionError, Convolved};
 use candle_core::cuda_backend::CudaDType;
 use candle_core::{CudaStorage, DType, Error, Result, Shape, Tensor};
 use half::{bf16, f16};
 
+use super::memory_order::{is_best_channels_last, is_channels_last, to_channels_last, with_channels_first, with_channels_last};
 use super::own_kernels::run;
 
 /// before + (bias + convolution), summed in f32. `images`: (B, in, H, W), `weight`: (out, in, kernel, kernel); `added`: the bias of all images, (out,) or
-/// (1, out), or of each, (B, out), and (B, out, H, W) before it; all in the same format. `None` where cuDNN does not take them: on a CPU, or of several
-/// formats.
+/// (1, out), or of each, (B, out), and (B, out, H, W) before it; all in the same format. Where the weight's channels lie last, so do those of what comes out.
+/// `None` where cuDNN does not take them: on a CPU, or of several formats.
 pub(crate) fn convolution(
     images: &Tensor,
     weight: &Tensor,
@@ -22,44 +23,82 @@ pub(crate) fn convolution(
         && is_alike(weight)
         && images.elem_count() > 0
         && added.is_none_or(|(bias, before)| is_alike(bias) && before.is_none_or(is_alike));
+    let operands = Operands { images, weight, stride, padding, added };
     match images.dtype() {
-        DType::F32 if fits => Some(convolved::<f32>(images, weight, stride, padding, added)),
-        DType::F16 if fits => Some(convolved::<f16>(images, weight, stride, padding, added)),
-        DType::BF16 if fits => Some(convolved::<bf16>(images, weight, stride, padding, added)),
+        DType::F32 if fits => Some(operands.convolved::<f32>()),
+        DType::F16 if fits => Some(operands.convolved::<f16>()),
+        DType::BF16 if fits => Some(operands.convolved::<bf16>()),
         _ => None,
     }
 }
 
-fn convolved<T: Convolved + CudaDType>(
-    images: &Tensor,
-    weight: &Tensor,
+struct Operands<'a> {
+    images: &'a Tensor,
+    weight: &'a Tensor,
     stride: usize,
     padding: usize,
-    added: Option<(&Tensor, Option<&Tensor>)>,
-) -> Result<Tensor> {
-    let (batch, in_channels, height, width) = images.dims4()?;
-    let (out_channels, weight_channels, kernel, kernel_width) = weight.dims4()?;
-    if weight_channels != in_channels || kernel != kernel_width || height.min(width) + 2 * padding < kernel {
-        return Err(Error::msg(format!("no convolution of {:?} with {:?}", images.dims(), weight.dims())));
-    }
-    let convolution = Convolution { batch, in_channels, height, width, out_channels, kernel, stride, padding };
-    let (out_height, out_width) = convolution.out_sides();
-    let shape = [batch, out_channels, out_height, out_width];
-    if let Some((bias, before)) = added {
-        let is_bias = [out_channels, batch * out_channels].contains(&bias.elem_count());
-        if !is_bias || before.is_some_and(|before| before.dims() != shape) {
-            let before = before.map(Tensor::dims);
-            return Err(Error::msg(format!("{:?} and {before:?} cannot be added to {shape:?}", bias.dims())));
+    added: Option<(&'a Tensor, Option<&'a Tensor>)>,
+}
+
+impl Operands<'_> {
+    fn convolved<T: Convolved + CudaDType>(&self) -> Result<Tensor> {
+        let sides = self.sides()?;
+        if !(is_best_channels_last(self.weight) && is_channels_last(self.weight)) {
+            let output = self.run::<T>(sides)?;
+            return output.ok_or_else(|| Error::msg("cuDNN refuses images with their channels first"));
+        }
+        match self.run::<T>(Convolution { channels_last: true, ..sides })? {
+            Some(output) => with_channels_first(&output),
+            None => to_channels_last(&self.run::<T>(sides)?.ok_or_else(|| Error::msg("cuDNN refuses images in either order"))?),
         }
     }
-    // What is not there is not read.
-    let bias = added.map_or(weight, |(bias, _)| bias);
-    let before = added.and_then(|(_, before)| before);
-    run([images, weight, bias, before.unwrap_or(bias)], &Shape::from(&shape), |device, [images, weight, bias, residual]| {
-        let added = added.map(|_| (bias, before.map(|_| residual)));
-        let output = convolution.run::<T>(&device.cuda_stream(), images, weight, added).map_err(Error::wrap)?;
-        Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
-    })
+
+    /// With the channels first.
+    fn sides(&self) -> Result<Convolution> {
+        let (batch, in_channels, height, width) = self.images.dims4()?;
+        let (out_channels, weight_channels, kernel, kernel_width) = self.weight.dims4()?;
+        let Self { stride, padding, .. } = *self;
+        if weight_channels != in_channels || kernel != kernel_width || height.min(width) + 2 * padding < kernel {
+            return Err(Error::msg(format!("no convolution of {:?} with {:?}", self.images.dims(), self.weight.dims())));
+        }
+        let sides =
+            Convolution { batch, in_channels, height, width, out_channels, kernel, stride, padding, channels_last: false };
+        let (out_height, out_width) = sides.out_sides();
+        let shape = [batch, out_channels, out_height, out_width];
+        if let Some((bias, before)) = self.added {
+            let is_bias = [out_channels, batch * out_channels].contains(&bias.elem_count());
+            if !is_bias || before.is_some_and(|before| before.dims() != shape) {
+                let before = before.map(Tensor::dims);
+                return Err(Error::msg(format!("{:?} and {before:?} cannot be added to {shape:?}", bias.dims())));
+            }
+        }
+        Ok(sides)
+    }
+
+    /// (B, out, H, W), or with the channels last; `None` where cuDNN refuses that.
+    fn run<T: Convolved + CudaDType>(&self, sides: Convolution) -> Result<Option<Tensor>> {
+        let ordered = |images: &Tensor| if sides.channels_last { with_channels_last(images) } else { Ok(images.clone()) };
+        let (height, width) = sides.out_sides();
+        let shape = if sides.channels_last {
+            [sides.batch, height, width, sides.out_channels]
+        } else {
+            [sides.batch, sides.out_channels, height, width]
+        };
+        let images = ordered(self.images)?;
+        let weight = ordered(self.weight)?;
+        // What is not there is not read.
+        let bias = self.added.map_or(&weight, |(bias, _)| bias);
+        let before = self.added.and_then(|(_, before)| before).map(ordered).transpose()?;
+        let tensors = [&images, &weight, bias, before.as_ref().unwrap_or(bias)];
+        let mut is_refused = false;
+        let output = run(tensors, &Shape::from(&shape), |device, [images, weight, bias, residual]| {
+            let added = self.added.map(|_| (bias, before.as_ref().map(|_| residual)));
+            let output = sides.run::<T>(&device.cuda_stream(), images, weight, added);
+            is_refused = output.as_ref().is_err_and(ConvolutionError::is_refusal);
+            Ok(CudaStorage::wrap_cuda_slice(output.map_err(Error::wrap)?, device.clone()))
+        });
+        if is_refused { Ok(None) } else { output.map(Some) }
+    }
 }
 
 #[cfg(test)]
@@ -114,7 +153,7 @@ mod tests {
         let there = |tensor: &Tensor| tensor.to_device(&device);
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             for (batch, channels, out, side, kernel, stride) in
-                [(2, 64, 8, 9, 3, 1), (1, 640, 4, 5, 3, 2), (1, 32, 16, 6, 1, 1)]
+                [(2, 64, 8, 9, 3, 1), (1, 640, 4, 5, 3, 2), (1, 32, 16, 6, 1, 1), (2, 24, 16, 5, 3, 2)]
             {
                 let images = drawn(&[batch, channels, side, side + 1], dtype)?;
                 let weight = drawn(&[out, channels, kernel, kernel], dtype)?;
@@ -122,27 +161,43 @@ mod tests {
                 let bias = drawn(&[1, out], dtype)?;
                 let images = there(&images)?;
                 let weight = there(&weight)?;
-                let run = |added| convolution(&images, &weight, stride, kernel / 2, added).expect("cuDNN");
-                let output = run(None)?;
-                // As large as the output, and its second half: read from where it lies.
-                let both = drawn(&[2, output.elem_count()], dtype)?;
-                let before = doubles(&both.get(1)?)?;
-                let before_there = there(&both)?.get(1)?.reshape(output.shape())?;
-                let places = output.dim(2)? * output.dim(3)?;
                 let bias_there = there(&bias)?;
-                let bias = doubles(&bias)?;
-                let with_bias: Vec<f64> = plain.iter().enumerate().map(|(at, value)| value + bias[at / places % out]).collect();
-                let with_both: Vec<f64> = with_bias.iter().zip(&before).map(|(value, before)| value + before).collect();
-                let added = |before| Some((&bias_there, before));
-                // Twice: the second has its plan from the first.
-                for (ours, exact) in [
-                    (output, &plain),
-                    (run(None)?, &plain),
-                    (run(added(None))?, &with_bias),
-                    (run(added(Some(&before_there)))?, &with_both),
+                // Of either order, also where only one of them has the channels last.
+                for (images, weight) in [
+                    (images.clone(), weight.clone()),
+                    (to_channels_last(&images)?, to_channels_last(&weight)?),
+                    (images.clone(), to_channels_last(&weight)?),
+                    (to_channels_last(&images)?, weight.clone()),
                 ] {
-                    let off = furthest(&doubles(&ours)?, exact);
-                    assert!(off <= rounding(dtype) + 1e-5, "{dtype:?} {channels} to {out}, {kernel} by {stride}: off by {off}");
+                    let run = |added| convolution(&images, &weight, stride, kernel / 2, added).expect("cuDNN");
+                    let output = run(None)?;
+                    let expects_last = is_best_channels_last(&weight) && is_channels_last(&weight);
+                    assert!(kernel == 1 || is_channels_last(&output) == expects_last, "{dtype:?} {channels} to {out}");
+                    // As large as the output, and its second half: read from where it lies.
+                    let both = drawn(&[2, output.elem_count()], dtype)?;
+                    let before = doubles(&both.get(1)?)?;
+                    let before_there = there(&both)?.get(1)?.reshape(output.shape())?;
+                    let places = output.dim(2)? * output.dim(3)?;
+                    let bias = doubles(&bias)?;
+                    let with_bias: Vec<f64> =
+                        plain.iter().enumerate().map(|(at, value)| value + bias[at / places % out]).collect();
+                    let with_both: Vec<f64> = with_bias.iter().zip(&before).map(|(value, before)| value + before).collect();
+                    let added = |before| Some((&bias_there, before));
+                    let before_last = to_channels_last(&before_there)?;
+                    // Twice: the second has its plan from the first.
+                    for (ours, exact) in [
+                        (output, &plain),
+                        (run(None)?, &plain),
+                        (run(added(None))?, &with_bias),
+                        (run(added(Some(&before_there)))?, &with_both),
+                        (run(added(Some(&before_last)))?, &with_both),
+                    ] {
+                        let off = furthest(&doubles(&ours)?, exact);
+                        assert!(
+                            off <= rounding(dtype) + 1e-5,
+                            "{dtype:?} {channels} to {out}, {kernel} by {stride}: off by {off}"
+                        );
+                    }
                 }
             }
         }
@@ -155,16 +210,19 @@ mod tests {
         let images = drawn(&[3, 16, 5, 4], DType::F16)?.to_device(&device)?;
         let weight = drawn(&[8, 16, 3, 3], DType::F16)?.to_device(&device)?;
         let biases = drawn(&[3, 8], DType::F16)?.to_device(&device)?;
-        let added = Some((&biases, None));
-        let together = convolution(&images, &weight, 1, 1, added).expect("cuDNN")?;
-        for place in 0..3 {
-            let bias = biases.get(place)?;
-            let added = Some((&bias, None));
-            let alone = convolution(&images.narrow(0, place, 1)?, &weight, 1, 1, added).expect("cuDNN")?;
-            let exact = doubles(&alone)?;
-            // Rounded twice, and once.
-            let off = furthest(&doubles(&together.narrow(0, place, 1)?)?, &exact);
-            assert!(off <= 2.0 * rounding(DType::F16), "image {place}: off by {off}");
+        let before = drawn(&[3, 8, 5, 4], DType::F16)?.to_device(&device)?;
+        for weight in [to_channels_last(&weight)?, weight] {
+            let together = convolution(&images, &weight, 1, 1, Some((&biases, Some(&before)))).expect("cuDNN")?;
+            for place in 0..3 {
+                let bias = biases.get(place)?;
+                let before = before.narrow(0, place, 1)?;
+                let added = Some((&bias, Some(&before)));
+                let alone = convolution(&images.narrow(0, place, 1)?, &weight, 1, 1, added).expect("cuDNN")?;
+                let exact = doubles(&alone)?;
+                // Rounded twice, and once.
+                let off = furthest(&doubles(&together.narrow(0, place, 1)?)?, &exact);
+                assert!(off <= 2.0 * rounding(DType::F16), "image {place}: off by {off}");
+            }
         }
         Ok(())
     }

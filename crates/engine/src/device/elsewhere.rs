@@ -1,4 +1,4 @@
-//! What a build without the feature `cuda` has in place of kernels: none. `convolution.rs`, `epilogue.rs`, `modulation.rs`,
+//! What a build without the feature `cuda` has in place of kernels: none. `channels_last.rs`, `convolution.rs`, `epilogue.rs`, `modulation.rs`,
 //! `norm_rope.rs` and `matmul.rs` say what they do.
 
 use candle_core::{Result, Tensor};
@@ -10,6 +10,14 @@ pub(crate) fn convolution(
     _: usize,
     _: Option<(&Tensor, Option<&Tensor>)>,
 ) -> Option<Result<Tensor>> {
+    None
+}
+
+pub(crate) fn joined_last(_: &Tensor, _: &Tensor) -> Option<Result<Tensor>> {
+    None
+}
+
+pub(crate) fn doubled_last(_: &Tensor) -> Option<Result<Tensor>> {
     None
 }
 

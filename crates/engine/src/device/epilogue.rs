@@ -67,7 +67,8 @@ impl AddBias {
         let stream = output.device.cuda_stream();
         let bias = bias.as_cuda_slice::<T>()?.slice(part(at_bias));
         let before = before.as_cuda_slice::<T>()?.slice(part(at_before));
-        let addition = Addition { bias: &bias, residual: self.has_before.then_some(&before), places: self.places };
+        let addition =
+            Addition { bias: &bias, residual: self.has_before.then_some(&before), places: self.places, channels_last: None };
         let mut values = output.as_cuda_slice_mut::<T>()?.slice_mut(part(at_output));
         addition.add_to(&stream, &mut values).map_err(Error::wrap)
     }

@@ -9,6 +9,8 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Device, Error, Layout, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};
 
+use super::memory_order::{as_it_lies, is_channels_last, with_channels_first};
+
 /// softmax(query·keyᵀ/√width)·value; `query`: (B, T, heads, width), `key` and `value`: (B, S, heads, width). `None` where there is no kernel for
 /// them: on a CPU, in f32, or for heads wider than 160.
 pub(super) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Option<Result<Tensor>> {
@@ -34,8 +36,12 @@ fn attended<T: HalfElement + CudaDType>(query: &Tensor, key: &Tensor, value: &Te
     })
 }
 
-/// `hidden`: (B, channels, ...); `weight`, `bias`: (channels,), in the same format. `None` where there is no kernel for them: on a CPU.
-pub(super) fn group_norm(norm: GroupNorm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
+/// Groups, epsilon, and whether silu follows.
+type Norm = (usize, f32, bool);
+
+/// `hidden`: (B, channels, ...); `weight`, `bias`: (channels,), in the same format. What comes out lies as `hidden` does. `None` where there is no kernel
+/// for them: on a CPU.
+pub(super) fn group_norm(norm: Norm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
     let fits = hidden.device().is_cuda() && weight.dtype() == hidden.dtype();
     match hidden.dtype() {
         DType::F32 if fits => Some(normed::<f32>(norm, hidden, weight, bias)),
@@ -45,15 +51,24 @@ pub(super) fn group_norm(norm: GroupNorm, hidden: &Tensor, weight: &Tensor, bias
     }
 }
 
-fn normed<T: Element + CudaDType>(norm: GroupNorm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+fn normed<T: Element + CudaDType>(
+    (groups, eps, silu): Norm,
+    hidden: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<Tensor> {
     if hidden.dim(1)? != weight.dim(0)? {
         return Err(Error::msg(format!("a group norm of {:?} channels got {:?}", weight.dims(), hidden.dims())));
     }
     let places = hidden.dims()[2..].iter().product();
-    run([hidden, weight, bias], hidden.shape(), |device, [hidden, weight, bias]| {
+    let channels_last = is_channels_last(hidden);
+    let norm = GroupNorm { groups, eps, silu, channels_last };
+    let lying = as_it_lies(hidden)?;
+    let output = run([&lying, weight, bias], lying.shape(), |device, [hidden, weight, bias]| {
         let output = norm.run::<T>(&device.cuda_stream(), hidden, (weight, bias), places).map_err(Error::wrap)?;
         Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
-    })
+    })?;
+    if channels_last { with_channels_first(&output) } else { Ok(output) }
 }
 
 /// Whether our kernels take its values.
@@ -105,6 +120,7 @@ pub(super) fn run_all<T: CudaDType, const COUNT: usize, const RESULTS: usize>(
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::device::to_channels_last;
 
     fn on_gpu() -> Result<Device> {
         crate::device::open().map_err(Error::wrap)
@@ -224,20 +240,20 @@ pub(super) mod tests {
         Ok(())
     }
 
-    fn exact_norm(norm: &GroupNorm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Vec<f64>> {
+    fn exact_norm((groups, eps, silu): Norm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Vec<f64>> {
         let channels = hidden.dim(1)?;
         let places: usize = hidden.dims()[2..].iter().product();
         let mut values = doubles(hidden)?;
         let weight = doubles(weight)?;
         let bias = doubles(bias)?;
-        let in_group = channels / norm.groups;
+        let in_group = channels / groups;
         for (group, part) in values.chunks_mut(in_group * places).enumerate() {
             let mean = part.iter().sum::<f64>() / part.len() as f64;
             let variance = part.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / part.len() as f64;
             for (at, value) in part.iter_mut().enumerate() {
-                let channel = group % norm.groups * in_group + at / places;
-                let normed = (*value - mean) / (variance + f64::from(norm.eps)).sqrt() * weight[channel] + bias[channel];
-                *value = if norm.silu { normed / (1.0 + (-normed).exp()) } else { normed };
+                let channel = group % groups * in_group + at / places;
+                let normed = (*value - mean) / (variance + f64::from(eps)).sqrt() * weight[channel] + bias[channel];
+                *value = if silu { normed / (1.0 + (-normed).exp()) } else { normed };
             }
         }
         Ok(values)
@@ -248,20 +264,25 @@ pub(super) mod tests {
         let device = on_gpu()?;
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             for (batch, channels, groups, side, around) in
-                [(2, 320, 32, 16, 0.0), (1, 64, 8, 7, 0.0), (3, 4, 4, 1, 0.0), (1, 32, 2, 9, 30.0)]
+                [(2, 320, 32, 16, 0.0), (1, 64, 8, 7, 0.0), (3, 4, 4, 1, 0.0), (1, 32, 2, 9, 30.0), (2, 24, 8, 5, 3.0)]
             {
                 for silu in [false, true] {
                     let hidden = (drawn(&[batch, channels, side, side], dtype)? + around)?;
                     let weight = drawn(&[channels], dtype)?;
                     let bias = drawn(&[channels], dtype)?;
-                    let norm = GroupNorm { groups, eps: 1e-5, silu };
+                    let norm = (groups, 1e-5, silu);
+                    let exact = exact_norm(norm, &hidden, &weight, &bias)?;
                     let on = |tensor: &Tensor| tensor.to_device(&device);
-                    let ours = group_norm(norm, &on(&hidden)?, &on(&weight)?, &on(&bias)?).expect("a kernel")?;
-                    let off = furthest(&doubles(&ours)?, &exact_norm(&norm, &hidden, &weight, &bias)?);
-                    assert!(
-                        off <= rounding(dtype).max(3e-6),
-                        "{dtype:?} {channels} in {groups}, {side}, silu {silu}: off by {off}"
-                    );
+                    let hidden = on(&hidden)?;
+                    for hidden in [to_channels_last(&hidden)?, hidden] {
+                        let ours = group_norm(norm, &hidden, &on(&weight)?, &on(&bias)?).expect("a kernel")?;
+                        assert_eq!(is_channels_last(&ours), is_channels_last(&hidden));
+                        let off = furthest(&doubles(&ours)?, &exact);
+                        assert!(
+                            off <= rounding(dtype).max(3e-6),
+                            "{dtype:?} {channels} in {groups}, {side}, silu {silu}: off by {off}"
+                        );
+                    }
                 }
             }
         }

@@ -127,8 +127,8 @@ impl<'a> Nets<'a> {
         Ok(UnetOutput { output, deep: deep.clone() })
     }
 
-    /// Channels and format of [`UnetOutput::deep`].
-    pub(super) fn of_deep(&self) -> (usize, DType) {
+    /// As [`Unet::of_deep`].
+    pub(super) fn of_deep(&self) -> (usize, DType, bool) {
         self.unet.of_deep()
     }
 

@@ -14,7 +14,7 @@ use super::steering::Steering;
 use super::tiling::Tiling;
 use super::unet::UnetOutput;
 use crate::EngineError;
-use crate::device::keeping_uploads;
+use crate::device::{as_it_lies, keeping_uploads, with_channels_first};
 use crate::graphs::{Graphs, Kind};
 
 /// Predictions for one batch at some timesteps; what they have in common is worked out once.
@@ -178,13 +178,17 @@ impl Predictor<'_> {
     /// What [`packed`] has made one of a look at `latents`.
     fn unpacked(&self, packed: &Tensor, latents: &Tensor) -> candle_core::Result<Seen> {
         let (images, _, height, width) = latents.dims4()?;
-        let (channels, dtype) = self.nets.of_deep();
-        let shape = (self.predictions / self.passes.len() * images, channels, height, width);
-        let values = shape.0 * channels * height * width;
+        let (channels, dtype, is_channels_last) = self.nets.of_deep();
+        let rows = self.predictions / self.passes.len() * images;
+        let values = rows * channels * height * width;
         let output_values = packed.elem_count() - values * self.passes.len();
         let deep = (0..self.passes.len()).map(|place| {
             let deep = packed.narrow(0, output_values + place * values, values)?;
-            deep.reshape(shape)?.to_dtype(dtype)
+            if is_channels_last {
+                with_channels_first(&deep.reshape((rows, height, width, channels))?.to_dtype(dtype)?)
+            } else {
+                deep.reshape((rows, channels, height, width))?.to_dtype(dtype)
+            }
         });
         let output = packed.narrow(0, 0, output_values)?.reshape((images, (), height, width))?;
         Ok(Seen { output, deep: deep.collect::<candle_core::Result<_>>()? })
@@ -282,10 +286,10 @@ enum Depth {
     Given,
 }
 
-/// All tensors of a look as one of f32, which holds every value of f16 and bf16.
+/// All tensors of a look as one of f32, which holds every value of f16 and bf16; each as it lies.
 fn packed(seen: &Seen) -> candle_core::Result<Tensor> {
     let all = [&seen.output].into_iter().chain(&seen.deep);
-    let flat = all.map(|tensor| tensor.to_dtype(DType::F32)?.flatten_all());
+    let flat = all.map(|tensor| as_it_lies(tensor)?.to_dtype(DType::F32)?.flatten_all());
     Tensor::cat(&flat.collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 

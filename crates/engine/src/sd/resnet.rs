@@ -55,6 +55,11 @@ impl ResnetBlock {
         }
     }
 
+    /// Whether what comes out has its channels last in memory.
+    pub(super) fn is_channels_last(&self) -> bool {
+        self.conv2.is_channels_last()
+    }
+
     pub(super) fn out_channels(&self) -> usize {
         self.out_channels
     }

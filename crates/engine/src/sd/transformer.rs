@@ -6,7 +6,8 @@ use candle_nn::VarBuilder;
 use super::ahead::AtStep;
 use super::attention::{Attention, AttentionConfig, Context};
 use crate::activations::geglu_of;
-use crate::layers::{Conv, GroupNorm, LayerNorm, Linear, conv, group_norm, layer_norm, linear, transposed};
+use crate::device::is_channels_last;
+use crate::layers::{Conv, GroupNorm, LayerNorm, Linear, conv, group_norm, layer_norm, linear, to_image, to_tokens};
 
 /// Of the group norm in front; not the residual blocks' epsilon.
 const NORM_EPS: f64 = 1e-6;
@@ -64,9 +65,6 @@ impl SpatialTransformer {
 
     /// `hidden`: (B, C, H, W). Returns (B, C, H, W).
     pub(super) fn forward(&self, hidden: &Tensor, at_step: &mut AtStep<'_>) -> Result<Tensor> {
-        let (batch, channels, height, width) = hidden.dims4()?;
-        let to_tokens = |image: &Tensor| transposed(&image.flatten_from(2)?);
-        let to_image = |tokens: &Tensor| transposed(tokens)?.reshape((batch, channels, height, width));
         let normed = self.norm.forward(hidden)?;
         let mut tokens = match &self.proj_in {
             Projection::Conv(conv) => to_tokens(&conv.forward(&normed)?)?,
@@ -76,8 +74,11 @@ impl SpatialTransformer {
             tokens = block.forward(&tokens, &at_step.contexts()?)?;
         }
         match &self.proj_out {
-            Projection::Conv(conv) => conv.add_to(hidden, &to_image(&tokens)?),
-            Projection::Linear(linear) => to_image(&linear.forward(&tokens)?)? + hidden,
+            Projection::Conv(conv) => conv.add_to(hidden, &to_image(&tokens, hidden)?),
+            Projection::Linear(linear) if is_channels_last(hidden) => {
+                to_image(&linear.add_to(&to_tokens(hidden)?, &tokens)?, hidden)
+            }
+            Projection::Linear(linear) => to_image(&linear.forward(&tokens)?, hidden)? + hidden,
         }
     }
 }

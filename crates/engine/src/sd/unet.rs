@@ -11,7 +11,7 @@ use super::config::{UnetConfig, UpBlockType};
 use super::resnet::ResnetBlock;
 use super::transformer::SpatialTransformer;
 use super::unet_encoder::{Parts, Residuals, UnetEncoder, resnets, transformers};
-use crate::layers::{Conv, GroupNorm, conv, group_norm};
+use crate::layers::{Conv, GroupNorm, conv, group_norm, joined};
 
 /// diffusers' `UNet2DConditionModel`.
 pub struct Unet {
@@ -105,9 +105,9 @@ impl Unet {
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?.to_dtype(DType::F32)
     }
 
-    /// Channels and format of [`UnetOutput::deep`].
-    pub(super) fn of_deep(&self) -> (usize, DType) {
-        (self.deep_channels, self.encoder.dtype())
+    /// Channels and format of [`UnetOutput::deep`], and whether its channels are last in memory.
+    pub(super) fn of_deep(&self) -> (usize, DType, bool) {
+        (self.deep_channels, self.encoder.dtype(), self.encoder.is_channels_last())
     }
 }
 
@@ -174,7 +174,7 @@ impl UpBlock {
         for layer in layers {
             let resnet = &self.resnets[layer];
             let skip = skips.pop().ok_or_else(|| Error::msg("the UNet has more up than down layers"))?;
-            hidden = resnet.forward(&Tensor::cat(&[&hidden, &skip], 1)?, Some(&at_step.raised()?))?;
+            hidden = resnet.forward(&joined(&hidden, &skip)?, Some(&at_step.raised()?))?;
             if let Some(attention) = self.attentions.get(layer) {
                 hidden = attention.forward(&hidden, at_step)?;
             }

@@ -9,7 +9,8 @@ use super::config::{DownBlockType, UnetConfig};
 use super::resnet::{ResnetBlock, ResnetConfig};
 use super::time_embedding::{TimeEmbedding, time_channels};
 use super::transformer::{SpatialTransformer, TransformerConfig};
-use crate::layers::{Conv, conv};
+use crate::device::to_channels_last;
+use crate::layers::{Conv, conv, sum};
 
 /// The first half of diffusers' `UNet2DConditionModel`, and of its `ControlNetModel`.
 pub(super) struct UnetEncoder {
@@ -52,8 +53,8 @@ impl Residuals {
         if self.0.skips.len() != encoded.skips.len() {
             return Err(Error::msg("a ControlNet has other layers than the UNet"));
         }
-        let skips = encoded.skips.into_iter().zip(self.0.skips).map(|(skip, residual)| skip + residual);
-        Ok(Encoded { skips: skips.collect::<Result<_>>()?, hidden: (encoded.hidden + self.0.hidden)? })
+        let skips = encoded.skips.into_iter().zip(self.0.skips).map(|(skip, residual)| sum(&skip, &residual));
+        Ok(Encoded { skips: skips.collect::<Result<_>>()?, hidden: sum(&encoded.hidden, &self.0.hidden)? })
     }
 
     /// Of every layer on the way down, from the outermost, and of the middle.
@@ -102,6 +103,11 @@ impl UnetEncoder {
         self.dtype
     }
 
+    /// Whether its convolutions want the channels last in memory: all that have enough of them, so as the first one does.
+    pub(super) fn is_channels_last(&self) -> bool {
+        self.parts().resnets.first().is_some_and(|resnet| resnet.is_channels_last())
+    }
+
     pub(super) fn parts(&self) -> Parts<'_> {
         let mut parts = Parts::default();
         for block in &self.down_blocks {
@@ -135,7 +141,8 @@ impl UnetEncoder {
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub(super) fn outermost_skip(&self, latents: &Tensor) -> Result<Tensor> {
-        self.conv_in.forward(&latents.to_dtype(self.dtype)?)
+        let skip = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
+        if self.is_channels_last() { to_channels_last(&skip) } else { Ok(skip) }
     }
 
     /// `latents`: (B, in, H, W), f32, of any size; `condition`: (1, channels of the outermost level, H, W), what a ControlNet is to look at.
@@ -145,7 +152,7 @@ impl UnetEncoder {
     pub(super) fn forward(&self, latents: &Tensor, condition: Option<&Tensor>, at_step: &mut AtStep<'_>) -> Result<Encoded> {
         let mut hidden = self.outermost_skip(latents)?;
         if let Some(condition) = condition {
-            hidden = hidden.broadcast_add(condition)?;
+            hidden = sum(&hidden, condition)?;
         }
         let mut skips = vec![hidden.clone()];
         for block in &self.down_blocks {

@@ -7,7 +7,7 @@ use super::attention::{Attention, AttentionConfig};
 use super::bands::Bands;
 use super::config::VaeConfig;
 use super::resnet::{ResnetBlock, ResnetConfig};
-use crate::layers::{Conv, GroupNorm, conv, group_norm, transposed};
+use crate::layers::{Conv, GroupNorm, conv, group_norm, to_image, to_tokens};
 
 /// The decoding half of diffusers' `AutoencoderKL`.
 pub struct VaeDecoder {
@@ -113,10 +113,9 @@ impl MidBlock {
     }
 
     fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
-        let (batch, channels, height, width) = hidden.dims4()?;
-        let places = transposed(&self.norm.forward(hidden)?.flatten_from(2)?)?;
+        let places = to_tokens(&self.norm.forward(hidden)?)?;
         let attended = self.attention.forward(&places, &self.attention.context(&places)?)?;
-        transposed(&attended)?.reshape((batch, channels, height, width))? + hidden
+        to_image(&attended, hidden)? + hidden
     }
 }
 

@@ -68,6 +68,9 @@ pub struct Convolution {
     pub stride: usize,
     /// Zeros on each side.
     pub padding: usize,
+    /// Images, filter and what comes out lie as (batch, height, width, channels) and (`out_channels`, kernel, kernel, `in_channels`): cuDNN does it in 16
+    /// bits alone, and for multiples of 8 channels.
+    pub channels_last: bool,
 }
 
 /// Why cuDNN did not convolve.
@@ -77,6 +80,18 @@ pub enum ConvolutionError {
     Driver(#[from] DriverError),
     #[error(transparent)]
     Cudnn(#[from] CudnnError),
+}
+
+impl ConvolutionError {
+    /// Whether cuDNN does not do it so, and nothing was written.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Cudnn(error) if is_refused(*error))
+    }
+}
+
+fn is_refused(CudnnError(status): CudnnError) -> bool {
+    REFUSALS.contains(&(status as u32 / 1000))
 }
 
 /// What cuDNN is told of a convolution, and what it is to do.
@@ -112,7 +127,7 @@ impl Convolution {
     }
 
     /// residual + (bias + convolution), in f32 and rounded once where cuDNN does it all: (batch, `out_channels`, height, width) of
-    /// [`Self::out_sides`]. Else our kernel adds them to the rounded convolution.
+    /// [`Self::out_sides`], or with the channels last. Else our kernel adds them to the rounded convolution.
     ///
     /// # Errors
     /// The driver's or cuDNN's.
@@ -153,7 +168,8 @@ impl Convolution {
             // SAFETY: the tensors are as long as their descriptions say (checked above), and the workspace as long as was asked for.
             unsafe { forward.launch(plan.algorithm, Some(&mut workspace), T::ONE_AND_ZERO, images, weight, &mut out)? };
             if let Some((bias, residual)) = added {
-                Addition { bias, residual, places }.add_to(stream, &mut out.slice_mut(..))?;
+                Addition { bias, residual, places, channels_last: self.channels_last.then_some(self.out_channels) }
+                    .add_to(stream, &mut out.slice_mut(..))?;
             }
             Ok(out)
         })
@@ -163,7 +179,8 @@ impl Convolution {
         let cudnn = handle(stream)?;
         let sides = |sides: [usize; 4]| sides.map(|side| side as i32);
         let (height, width) = self.out_sides();
-        let order = cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
+        let order =
+            if self.channels_last { cudnnTensorFormat_t::CUDNN_TENSOR_NHWC } else { cudnnTensorFormat_t::CUDNN_TENSOR_NCHW };
         let images = sides([self.batch, self.in_channels, self.height, self.width]);
         let filter = sides([self.out_channels, self.in_channels, self.kernel, self.kernel]);
         let output = sides([self.batch, self.out_channels, height, width]);
@@ -237,7 +254,7 @@ impl<T: Convolved> Plan<T> {
         same.leak();
         match launched {
             Ok(()) => Ok(true),
-            Err(CudnnError(status)) if REFUSALS.contains(&(status as u32 / 1000)) => {
+            Err(error) if is_refused(error) => {
                 self.following_workspace_bytes.set(None);
                 Ok(false)
             }

@@ -13,13 +13,15 @@ const THREADS: u32 = 256;
 /// A thread takes 16 bytes, and more where there are more of them than these blocks have threads.
 const MAX_BLOCKS: usize = 1 << 16;
 
-/// What is added to values of (..., channels, places).
+/// What is added to values of (..., channels, places), or of (..., places, channels).
 pub struct Addition<'a, T> {
     /// A number a channel: of all images, or of each its own.
     pub bias: &'a CudaView<'a, T>,
     /// As many as there are values.
     pub residual: Option<&'a CudaView<'a, T>>,
     pub places: usize,
+    /// How many, where they are last.
+    pub channels_last: Option<usize>,
 }
 
 impl<T: Element> Addition<'_, T> {
@@ -31,7 +33,7 @@ impl<T: Element> Addition<'_, T> {
     /// # Panics
     /// When `values` are not whole channels of these biases, or the residual is of another length.
     pub fn add_to(&self, stream: &Arc<CudaStream>, values: &mut CudaViewMut<'_, T>) -> Result<(), DriverError> {
-        let Self { bias, residual, places } = self;
+        let Self { bias, residual, places, channels_last } = self;
         let count = values.len();
         let biases = bias.len();
         assert!(count.is_multiple_of((biases * places).max(1)), "{count} values of {biases} channels with {places} places");
@@ -42,14 +44,15 @@ impl<T: Element> Addition<'_, T> {
         let function = named::<T>(stream, "add_bias")?;
         let nothing = 0_u64;
         let numbers = count as i64;
-        let [places, biases] = [*places, biases].map(|side| side as i32);
+        assert!(channels_last.is_none_or(|channels| channels > 0 && biases.is_multiple_of(channels)), "biases of all channels");
+        let [places, biases, channels] = [*places, biases, channels_last.unwrap_or(0)].map(|side| side as i32);
         let mut launch = stream.launch_builder(&function);
         launch.arg(&mut *values).arg(*bias);
         match residual {
             Some(residual) => launch.arg(*residual),
             None => launch.arg(&nothing),
         };
-        launch.arg(&numbers).arg(&places).arg(&biases);
+        launch.arg(&numbers).arg(&places).arg(&biases).arg(&channels);
         // SAFETY: the arguments are those of `add_bias_*`; the lengths are checked above, and it goes by them.
         unsafe { launch.launch(grid::<T>(count))? };
         Ok(())

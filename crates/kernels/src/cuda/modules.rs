@@ -45,6 +45,7 @@ impl HalfElement for bf16 {}
 /// A file of `cuda/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Module {
+    ChannelsLast,
     Epilogue,
     Flash,
     Fp8,
@@ -57,6 +58,7 @@ pub(super) enum Module {
 impl Module {
     const fn ptx(self) -> &'static str {
         match self {
+            Self::ChannelsLast => include_str!(concat!(env!("OUT_DIR"), "/channels_last.ptx")),
             Self::Epilogue => include_str!(concat!(env!("OUT_DIR"), "/epilogue.ptx")),
             Self::Flash => include_str!(concat!(env!("OUT_DIR"), "/flash.ptx")),
             Self::Gguf => include_str!(concat!(env!("OUT_DIR"), "/gguf.ptx")),

@@ -9,13 +9,14 @@ use super::modules::{Element, Module, kernel};
 /// Of a block; `group_norm.cu` counts on it.
 const THREADS: u32 = 512;
 
-/// Group norm (Wu and He 2018) over (batch, channels, places).
+/// Group norm (Wu and He 2018) over (batch, channels, places), or (batch, places, channels).
 #[derive(Clone, Copy, Debug)]
 pub struct GroupNorm {
     pub groups: usize,
     pub eps: f32,
     /// Whether x·sigmoid(x) follows.
     pub silu: bool,
+    pub channels_last: bool,
 }
 
 impl GroupNorm {
@@ -33,14 +34,15 @@ impl GroupNorm {
         (weight, bias): (&CudaView<'_, T>, &CudaView<'_, T>),
         places: usize,
     ) -> Result<CudaSlice<T>, DriverError> {
-        let Self { groups, eps, silu } = self;
+        let Self { groups, eps, silu, channels_last } = self;
         let channels = weight.len();
         assert!(bias.len() == channels && channels.is_multiple_of(groups), "{channels} channels in {groups} groups");
         assert!(input.len().is_multiple_of((channels * places).max(1)), "whole images");
         // SAFETY: the kernel below writes every value.
         let out = unsafe { stream.alloc::<T>(input.len())? };
         if !input.is_empty() {
-            let function = kernel(stream.context(), Module::GroupNorm, &format!("group_norm_{}", T::NAME))?;
+            let name = if channels_last { "group_norm_last" } else { "group_norm" };
+            let function = kernel(stream.context(), Module::GroupNorm, &format!("{name}_{}", T::NAME))?;
             let batch = input.len() / (channels * places);
             let grid_dim = (groups as u32, batch as u32, 1);
             let [channels, groups, places] = [channels, groups, places].map(|side| side as i32);
@@ -49,7 +51,7 @@ impl GroupNorm {
             launch.arg(input).arg(weight).arg(bias).arg(&out);
             launch.arg(&channels).arg(&groups).arg(&places).arg(&eps).arg(&silu);
             let config = LaunchConfig { grid_dim, block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 };
-            // SAFETY: the arguments are those of `group_norm_*`; the lengths are checked above, and it goes by them.
+            // SAFETY: the arguments are those of `group_norm_*` and `group_norm_last_*`; the lengths are checked above, and it goes by them.
             unsafe { launch.launch(config)? };
         }
         Ok(out)

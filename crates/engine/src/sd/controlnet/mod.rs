@@ -12,7 +12,7 @@ use self::hint::HintEmbedding;
 use super::ahead::{Ahead, AtStep};
 use super::conditioning::Text;
 use super::unet_encoder::{Encoded, Residuals, UnetEncoder};
-use crate::layers::{Conv, conv};
+use crate::layers::{Conv, conv, scaled};
 
 /// diffusers' `ControlNetModel`.
 pub(super) struct ControlNet {
@@ -80,8 +80,8 @@ impl ControlNet {
     ) -> Result<Residuals> {
         let Encoded { skips, hidden } = self.encoder.forward(latents, Some(condition), &mut at_step)?;
         let scale = scale.to_dtype(self.encoder.dtype())?;
-        let skips = skips.iter().zip(&self.skips).map(|(skip, zero)| zero.forward(skip)?.broadcast_mul(&scale));
+        let skips = skips.iter().zip(&self.skips).map(|(skip, zero)| scaled(&zero.forward(skip)?, &scale));
         let skips = skips.collect::<Result<_>>()?;
-        Ok(Residuals::of(Encoded { skips, hidden: self.middle.forward(&hidden)?.broadcast_mul(&scale)? }))
+        Ok(Residuals::of(Encoded { skips, hidden: scaled(&self.middle.forward(&hidden)?, &scale)? }))
     }
 }
