@@ -1,7 +1,9 @@
-//! The engine's side of `bench/engine.py` and `bench/gpu.py`: loads a checkpoint, then does one piece of work a line of its input.
+//! The engine's side of `bench/engine.py`, `bench/flow.py` and `bench/gpu.py`: loads a checkpoint, then does one piece of work a line of its input.
 
 mod child;
+mod flow;
 
+use std::fs;
 use std::io::{BufRead, Write, stdin, stdout};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -30,8 +32,14 @@ use self::child::{Arguments, Inputs, timed, write};
 /// - `loras [FILE SCALE]...`: all that follows is generated with these;
 /// - `budget MIB`: all that follows stays within it;
 /// - `stage NAME IN OUT`: the tensors of IN through one stage (see [`stage`]) to OUT, both safetensors.
+///
+/// A flow model has lines of its own: [`flow::work_of`].
 fn main() -> Result<()> {
     let arguments = Arguments::read(&["dtype"])?;
+    let index = fs::read_to_string(arguments.directory.join("model_index.json")).context("model_index.json cannot be read")?;
+    if flow::work_of(&index, &arguments)? {
+        return Ok(());
+    }
     let device = device::open()?;
     let dtype = arguments.dtype(device::default_dtype(&device))?;
     let mut settings = Settings::new(&arguments.directory, dtype, device.clone());

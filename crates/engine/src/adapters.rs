@@ -16,6 +16,7 @@ use super::learned_word::Bundled;
 use super::lora::{Lora, LoraError};
 use super::packed::{unpacked, unpacked_name};
 use super::recent::Recent;
+use super::weights::joint::join_over;
 use super::weights::{Shapes, Tensors, Weights};
 use super::{AlphaSource, EngineError, LoraFile};
 
@@ -199,7 +200,9 @@ impl<Adapted> Adapters<Adapted> {
             let is_last = base.get(&name).is_some_and(is_channels_last);
             Ok((name, if is_last { to_channels_last(&tensor)? } else { tensor }))
         });
-        laid.collect()
+        let mut overlay = laid.collect::<Result<Tensors, EngineError>>()?;
+        join_over(base, &mut overlay)?;
+        Ok(overlay)
     }
 }
 

@@ -16,7 +16,21 @@ pub(super) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, heads: usize)
     attended(query, key, value, heads, false)
 }
 
-/// The same over as many queries as keys, of which each sees only those up to its own place.
+/// [`attend`] of tokens to each other. `joint`: (B, T, 3·heads·D), each token's query, key and value. Returns (B, T, heads·D).
+pub(super) fn attend_joint(joint: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, tokens, channels) = joint.dims3()?;
+    let parts = joint.reshape((batch, tokens, 3, heads, channels / 3 / heads))?;
+    let part = |place: usize| parts.narrow(2, place, 1)?.squeeze(2);
+    let query = part(0)?;
+    let key = part(1)?;
+    let value = part(2)?;
+    match flash_attention(&query, &key, &value, false) {
+        Some(attended) => attended?.flatten_from(2),
+        None => attend(&query.flatten_from(2)?, &key.flatten_from(2)?, &value.flatten_from(2)?, heads),
+    }
+}
+
+/// [`attend`] over as many queries as keys, of which each sees only those up to its own place.
 pub(super) fn attend_causally(query: &Tensor, key: &Tensor, value: &Tensor, heads: usize) -> Result<Tensor> {
     attended(query, key, value, heads, true)
 }
@@ -101,6 +115,16 @@ pub(super) fn causal_mask(first: usize, rows: usize, places: usize, device: &Dev
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_attend_to_each_other_out_of_one_tensor() -> Result<()> {
+        let joint = Tensor::randn(0.0_f32, 1.0, (2, 23, 36), &Device::Cpu)?;
+        let part = |place: usize| joint.narrow(2, 12 * place, 12)?.contiguous();
+        let apart = attend(&part(0)?, &part(1)?, &part(2)?, 3)?;
+        let difference = (attend_joint(&joint, 3)? - apart)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(difference == 0.0, "{difference}");
+        Ok(())
+    }
 
     #[test]
     fn blocks_of_any_size_join_to_what_our_kernel_gives() -> Result<()> {

@@ -1,5 +1,7 @@
 //! A checkpoint's tensors, resident and never changed, and the view of them through an overlay of changed ones.
 
+pub(super) mod joint;
+
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,7 +108,8 @@ impl Weights {
 
     /// Those of the model, whether or not they are packed.
     pub(super) fn shapes(&self) -> Shapes {
-        self.tensors.iter().map(|(name, tensor)| whole_shape(name, tensor)).collect()
+        let own = self.tensors.iter().filter(|(name, _)| !joint::is_joint(name));
+        own.map(|(name, tensor)| whole_shape(name, tensor)).collect()
     }
 
     /// Copies in f32 of those whose names begin with `prefix`.
@@ -119,22 +122,26 @@ impl Weights {
         Ok(Self { tensors: Arc::new(copied.collect::<Result<_>>()?), dtype: DType::F32, device: self.device.clone() })
     }
 
-    /// Those whose names begin with `prefix` lie so that convolutions are best done; shapes and values stay.
+    /// Those whose names begin with `prefix` lie as a GPU takes them best: channels of convolutions last, and [joint](joint) attentions. Shapes and values
+    /// stay.
     ///
     /// # Errors
     /// When there is no memory.
-    pub(super) fn with_channels_last(self, prefix: &str) -> Result<Self> {
+    pub(super) fn laid_out(self, prefix: &str) -> Result<Self> {
         // One by one: what lay otherwise is gone before the next one.
         let turned = Arc::unwrap_or_clone(self.tensors).into_iter().map(|(name, tensor)| {
             let is_turned = name.starts_with(prefix) && is_best_channels_last(&tensor);
             Ok((name, if is_turned { to_channels_last(&tensor)? } else { tensor }))
         });
-        Ok(Self { tensors: Arc::new(turned.collect::<Result<_>>()?), ..self })
+        let mut tensors = turned.collect::<Result<_>>()?;
+        joint::join(&mut tensors, prefix)?;
+        Ok(Self { tensors: Arc::new(tensors), ..self })
     }
 
     /// Bytes of all of them.
     pub(super) fn bytes(&self) -> u64 {
-        self.tensors.values().map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum()
+        let own = self.tensors.iter().filter(|(name, _)| !joint::is_joint(name)).map(|(_, tensor)| tensor);
+        own.map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum()
     }
 
     /// Builds a module from the base tensors, those in `overlay` in their place.
@@ -213,7 +220,7 @@ impl SimpleBackend for Asked {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        !is_beside(name)
+        !is_beside(name) && !joint::is_joint(name)
     }
 }
 

@@ -52,11 +52,12 @@ static __device__ __forceinline__ float row_sum(float value) {
   return value + __shfl_xor_sync(~0u, value, 2);
 }
 
-// query, out: (B, tokens, heads, width); key, value: (B, places, heads, width); all 16-byte aligned, width a multiple of 8 and at most WIDTH.
+// query, out: (B, tokens, heads, width); key, value: (B, places, heads, width); all 16-byte aligned, width a multiple of 8 and at most WIDTH. Tokens of
+// query lie query_stride values apart, places of key and value place_stride: more than their heads where something lies between; multiples of 8.
 // scale: of the scores, times log2(e). causal: a query sees the places up to its own. Grid (tokens / 64, heads, B), 128 threads.
 template <typename T, int WIDTH>
 static __device__ void attend(const T *query, const T *key, const T *value, T *out, int tokens, int places, int heads, int width, int causal,
-                              float scale) {
+                              float scale, int query_stride, int place_stride) {
   // A row is 16 bytes longer than its values: the eight rows of a matrix then lie in different banks.
   constexpr int STRIDE = WIDTH + 8;
   __shared__ __align__(16) T keys[PLACES * STRIDE];
@@ -65,8 +66,9 @@ static __device__ void attend(const T *query, const T *key, const T *value, T *o
   const int row = lane / 4, pair = lane % 4 * 2;
   const int row_stride = heads * width;
   const int first_query = (blockIdx.x * WARPS + warp) * QUERIES;
-  const size_t query_base = (size_t)blockIdx.z * tokens * row_stride + blockIdx.y * width;
-  const size_t key_base = (size_t)blockIdx.z * places * row_stride + blockIdx.y * width;
+  const size_t query_base = (size_t)blockIdx.z * tokens * query_stride + blockIdx.y * width;
+  const size_t key_base = (size_t)blockIdx.z * places * place_stride + blockIdx.y * width;
+  const size_t out_base = (size_t)blockIdx.z * tokens * row_stride + blockIdx.y * width;
 
   uint32_t queries[WIDTH / 16][4];
 #pragma unroll
@@ -75,7 +77,7 @@ static __device__ void attend(const T *query, const T *key, const T *value, T *o
     for (int i = 0; i < 4; i++) {
       const int token = first_query + row + (i & 1) * 8, column = x * 16 + pair + (i >> 1) * 8;
       const bool is_there = token < tokens && column < width;
-      queries[x][i] = is_there ? *(const uint32_t *)(query + query_base + (size_t)token * row_stride + column) : 0;
+      queries[x][i] = is_there ? *(const uint32_t *)(query + query_base + (size_t)token * query_stride + column) : 0;
     }
 
   float output[WIDTH / 8][4] = {}, largest[2] = {NOTHING, NOTHING}, sum[2] = {0, 0};
@@ -86,7 +88,7 @@ static __device__ void attend(const T *query, const T *key, const T *value, T *o
     for (int i = threadIdx.x; i < PLACES * WIDTH / 8; i += blockDim.x) {
       const int place = i / (WIDTH / 8), column = i % (WIDTH / 8) * 8;
       const bool is_there = first + place < places && column < width;
-      const size_t from = is_there ? key_base + (size_t)(first + place) * row_stride + column : key_base;
+      const size_t from = is_there ? key_base + (size_t)(first + place) * place_stride + column : key_base;
       copy_or_zero(&keys[place * STRIDE + column], key + from, is_there);
       copy_or_zero(&values[place * STRIDE + column], value + from, is_there);
     }
@@ -158,15 +160,16 @@ static __device__ void attend(const T *query, const T *key, const T *value, T *o
 #pragma unroll
     for (int x = 0; x < WIDTH / 8; x++)
       if (token < tokens && x * 8 < width)
-        *(uint32_t *)(out + query_base + (size_t)token * row_stride + x * 8 + pair) =
+        *(uint32_t *)(out + out_base + (size_t)token * row_stride + x * 8 + pair) =
             packed<T>(output[x][2 * half] / all, output[x][2 * half + 1] / all);
   }
 }
 
 #define ATTENTION(NAME, T, WIDTH) \
   extern "C" __global__ void __launch_bounds__(WARPS * 32) \
-      attend_##WIDTH##_##NAME(const T *query, const T *key, const T *value, T *out, int tokens, int places, int heads, int width, int causal, float scale) { \
-    attend<T, WIDTH>(query, key, value, out, tokens, places, heads, width, causal, scale); \
+      attend_##WIDTH##_##NAME(const T *query, const T *key, const T *value, T *out, int tokens, int places, int heads, int width, int causal, \
+                              float scale, int query_stride, int place_stride) { \
+    attend<T, WIDTH>(query, key, value, out, tokens, places, heads, width, causal, scale, query_stride, place_stride); \
   }
 #define WIDTHS(NAME, T) \
   ATTENTION(NAME, T, 16) ATTENTION(NAME, T, 32) ATTENTION(NAME, T, 48) ATTENTION(NAME, T, 64) ATTENTION(NAME, T, 80) ATTENTION(NAME, T, 96) \

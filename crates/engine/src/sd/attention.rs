@@ -3,14 +3,17 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::attention::attend;
+use crate::attention::{attend, attend_joint};
 use crate::layers::{Linear, linear, linear_b};
+use crate::weights::joint::JOINT;
 
 /// diffusers' `Attention`: queries from the hidden states, keys and values from the context.
 pub(super) struct Attention {
     to_q: Linear,
     to_k: Linear,
     to_v: Linear,
+    /// All three in one product, where they lie so.
+    to_qkv: Option<Linear>,
     to_out: Linear,
     heads: usize,
 }
@@ -38,6 +41,10 @@ impl Attention {
             to_q: linear_b(channels, channels, bias, vb.pp("to_q"))?,
             to_k: linear_b(context_channels, channels, bias, vb.pp("to_k"))?,
             to_v: linear_b(context_channels, channels, bias, vb.pp("to_v"))?,
+            to_qkv: vb
+                .contains_tensor(&format!("{JOINT}.weight"))
+                .then(|| linear_b(channels, 3 * channels, bias, vb.pp(JOINT)))
+                .transpose()?,
             to_out: linear(channels, channels, vb.pp("to_out.0"))?,
             heads,
         })
@@ -51,6 +58,14 @@ impl Attention {
     /// `hidden`: (B, T, channels). Returns (B, T, channels).
     pub(super) fn forward(&self, hidden: &Tensor, context: &Context) -> Result<Tensor> {
         self.to_out.forward(&self.attended(hidden, context, &[])?)
+    }
+
+    /// `before` (B, T, channels) + [`Self::forward`] of `hidden` to itself.
+    pub(super) fn add_to_itself(&self, before: &Tensor, hidden: &Tensor) -> Result<Tensor> {
+        match &self.to_qkv {
+            Some(to_qkv) => self.to_out.add_to(before, &attend_joint(&to_qkv.forward(hidden)?, self.heads)?),
+            None => self.add_to(before, hidden, &self.context(hidden)?, &[]),
+        }
     }
 
     /// `before` (B, T, channels) + [`Self::forward`]; `prompts`: looked at by the same queries, each by itself, and summed (IP-Adapter, arXiv

@@ -12,6 +12,7 @@ use super::StableDiffusion;
 use crate::EngineError;
 use crate::tensor_file::{LENGTH_BYTES, PACKED};
 use crate::tensor_table::written_table;
+use crate::weights::joint::is_joint;
 
 /// The values begin at a multiple of it: a page, and a block of a disk.
 pub const ALIGNMENT: usize = 4096;
@@ -63,7 +64,7 @@ impl StableDiffusion {
     fn write_weights(&self, mut file: &File) -> io::Result<Packed> {
         let weights = self.adapters.weights().tensors();
         let components = self.checkpoint.components();
-        let mut tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
+        let mut tensors: Vec<(&String, &Tensor)> = weights.iter().filter(|(name, _)| !is_joint(name)).collect();
         tensors.sort_by_key(|(name, _)| {
             (components.iter().position(|component| name.split('.').next() == Some(component)), *name)
         });

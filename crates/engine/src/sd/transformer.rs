@@ -131,8 +131,7 @@ impl TransformerBlock {
     /// `contexts`: the text's, and then those of image prompts.
     fn forward(&self, tokens: &Tensor, contexts: &[Context]) -> Result<Tensor> {
         let Some((text, prompts)) = contexts.split_first() else { return Err(Error::msg("an attention without a text")) };
-        let normed = self.norm1.forward(tokens)?;
-        let tokens = self.attn1.add_to(tokens, &normed, &self.attn1.context(&normed)?, &[])?;
+        let tokens = self.attn1.add_to_itself(tokens, &self.norm1.forward(tokens)?)?;
         let tokens = self.attn2.add_to(&tokens, &self.norm2.forward(&tokens)?, text, prompts)?;
         let inner = geglu_of(&self.ff_in, &self.norm3.forward(&tokens)?)?;
         self.ff_out.add_to(&tokens, &inner)

@@ -27,6 +27,10 @@ pub struct FlashAttention {
     pub width: usize,
     /// Whether a query sees only the places up to its own.
     pub causal: bool,
+    /// Values from one token of the queries to the next, and from one place of keys and values to the next: heads·width, or more where something lies
+    /// between. Multiples of 8.
+    pub query_stride: usize,
+    pub place_stride: usize,
 }
 
 impl FlashAttention {
@@ -36,7 +40,8 @@ impl FlashAttention {
         width > 0 && width.is_multiple_of(AT_ONCE) && width <= WIDTHS[WIDTHS.len() - 1]
     }
 
-    /// softmax(query·keyᵀ/√width)·value; scores and sums are f32. Returns the shape of `query`.
+    /// softmax(query·keyᵀ/√width)·value; scores and sums are f32. Each slice begins with its first value and may end with its last. Returns (batch, tokens,
+    /// heads, width) without gaps.
     ///
     /// # Errors
     /// The driver's.
@@ -50,22 +55,27 @@ impl FlashAttention {
         key: &CudaView<'_, T>,
         value: &CudaView<'_, T>,
     ) -> Result<CudaSlice<T>, DriverError> {
-        let Self { batch, tokens, places, heads, width, causal } = self;
-        let rows = batch * heads * width;
-        assert!(query.len() == rows * tokens && key.len() == rows * places && value.len() == rows * places);
+        let Self { batch, tokens, places, heads, width, causal, query_stride, place_stride } = self;
+        let in_row = heads * width;
+        let reach = |rows: usize, stride: usize| (batch * rows).checked_sub(1).map_or(0, |before| before * stride + in_row);
+        assert!(query.len() >= reach(tokens, query_stride), "queries that end too soon");
+        assert!(key.len().min(value.len()) >= reach(places, place_stride), "keys or values that end too soon");
+        assert!([query_stride, place_stride].iter().all(|stride| *stride >= in_row && stride.is_multiple_of(AT_ONCE)));
         assert!(Self::takes_width(width) && places > 0, "a kernel for heads of {width}");
         // SAFETY: the kernel below writes every value.
-        let out = unsafe { stream.alloc::<T>(query.len())? };
-        if !query.is_empty() {
+        let out = unsafe { stream.alloc::<T>(batch * tokens * in_row)? };
+        if !out.is_empty() {
             let padded = WIDTHS.into_iter().find(|padded| *padded >= width).unwrap_or(width);
             let function = kernel(stream.context(), Module::Flash, &format!("attend_{padded}_{}", T::NAME))?;
             let grid_dim = (tokens.div_ceil(QUERIES) as u32, heads as u32, batch as u32);
             let scale = (width as f32).sqrt().recip() * std::f32::consts::LOG2_E;
             let [tokens, places, heads, width] = [tokens, places, heads, width].map(|side| side as i32);
+            let [query_stride, place_stride] = [query_stride, place_stride].map(|stride| stride as i32);
             let causal = i32::from(causal);
             let mut launch = stream.launch_builder(&function);
             launch.arg(query).arg(key).arg(value).arg(&out);
             launch.arg(&tokens).arg(&places).arg(&heads).arg(&width).arg(&causal).arg(&scale);
+            launch.arg(&query_stride).arg(&place_stride);
             let config = LaunchConfig { grid_dim, block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 };
             // SAFETY: the arguments are those of `attend_*`; the lengths are checked above, and it goes by them.
             unsafe { launch.launch(config)? };

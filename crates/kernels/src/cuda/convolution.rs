@@ -192,7 +192,8 @@ impl Convolution {
             output: cudnn.create_4d_tensor::<T>(order, output)?,
             algorithm: CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
             workspace_bytes: 0,
-            bias: cudnn.create_4d_tensor::<T>(order, sides([1, self.out_channels, 1, 1]))?,
+            // One place of each channel, which lies the same in either order: as frameworks describe it.
+            bias: cudnn.create_4d_tensor::<T>(cudnnTensorFormat_t::CUDNN_TENSOR_NCHW, sides([1, self.out_channels, 1, 1]))?,
             activation: cudnn.create_activation(CUDNN_ACTIVATION_IDENTITY, CUDNN_PROPAGATE_NAN, 0.0)?,
             following_workspace_bytes: Cell::new(None),
         };
