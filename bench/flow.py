@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,71 +19,98 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel, ZImagePipeline, ZImageTransformer2DModel
 from engine import PEER, ROOT, THREADS, Child, built, compare, peak_mib, timed
 from report import cpu, report, row
-from transformers import CLIPTextConfig, CLIPTextModel, Qwen3Config, Qwen3ForCausalLM, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Qwen3Config, Qwen3ForCausalLM, T5Config, T5EncoderModel
 
 sys.path[:0] = [str(ROOT / part) for part in ("tests/oracle", "models/train/edit", "models/train")]
-import words  # noqa: E402
 
 PROMPT = "a red apple on a table"
 SIDE_PX = 256
 CHANNELS = 16
+SCALES = ("tiny", "block", "whole")
+"""As small as it gets; one block of each kind at the published widths; the published sizes without numbers, on torch's meta device."""
 
 
-def autoencoder():
+def of_scale(scale, tiny, block, whole):
+    return dict(zip(SCALES, (tiny, block, whole), strict=True))[scale]
+
+
+def on(scale):
+    return torch.device("meta") if scale == "whole" else nullcontext()
+
+
+def autoencoder(scale):
+    widths = of_scale(scale, (8,) * 4, (32,) * 4, (128, 256, 512, 512))
     return AutoencoderKL(
-        block_out_channels=(32, 32, 32, 32), norm_num_groups=8, sample_size=64, layers_per_block=1, latent_channels=CHANNELS, scaling_factor=0.3611,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, shift_factor=0.1159, use_quant_conv=False,
-        use_post_quant_conv=False,
-    )  # fmt: skip
+        block_out_channels=widths, norm_num_groups=min(32, widths[0]), sample_size=1024, layers_per_block=of_scale(scale, 1, 1, 2),
+        latent_channels=CHANNELS, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    ).eval()  # fmt: skip
 
 
-def z_image(directory):
+def z_image(directory, scale):
+    import words
     from z_image import TEMPLATE
 
     tokenizer = words.write(Path(directory))
     tokenizer.chat_template = TEMPLATE
-    encoder = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=len(tokenizer) + 5, hidden_size=2560, intermediate_size=256, num_hidden_layers=2, num_attention_heads=32, num_key_value_heads=8,
-        head_dim=128, rms_norm_eps=1e-6, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    )).eval()  # fmt: skip
-    transformer = ZImageTransformer2DModel(n_layers=1, n_refiner_layers=1)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return ZImagePipeline(scheduler, autoencoder(), encoder, tokenizer, transformer.eval())
+    wide = scale != "tiny"
+    sizes = {"hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+    narrow = {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = Qwen3Config(
+        vocab_size=of_scale(scale, len(tokenizer) + 5, len(tokenizer) + 5, 151_936), intermediate_size=of_scale(scale, 64, 256, 9728),
+        num_hidden_layers=of_scale(scale, 2, 2, 36), rms_norm_eps=1e-6, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, **(sizes if wide else narrow),
+    )  # fmt: skip
+    layers = {"n_layers": of_scale(scale, 1, 1, 30), "n_refiner_layers": of_scale(scale, 1, 1, 2)}
+    small = {} if wide else {"dim": 96, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 48, "axes_dims": [16, 16, 16]}
+    with on(scale):
+        encoder, transformer = Qwen3ForCausalLM(config).eval(), ZImageTransformer2DModel(**layers, **small).eval()
+    return ZImagePipeline(FlowMatchEulerDiscreteScheduler(shift=3.0), autoencoder(scale), encoder, tokenizer, transformer)
 
 
-def flux(directory):
-    from flux import SCHEDULE, TOKENS, t5_tokenizer
+def flux(directory, scale):
+    from flux import SCHEDULE, t5_tokenizer
     from make_fixtures import END, START
     from make_fixtures import tokenizer as clip_words
-    from transformers import CLIPTokenizer
 
     vocab, merges = clip_words()
-    clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(vocab), hidden_size=768, intermediate_size=256, num_hidden_layers=1, num_attention_heads=12, bos_token_id=vocab[START],
-        eos_token_id=2, pad_token_id=vocab[END], hidden_act="quick_gelu",
-    ))  # fmt: skip
+    wide = scale != "tiny"
+    clip = CLIPTextConfig(
+        vocab_size=of_scale(scale, len(vocab), len(vocab), 49_408), hidden_size=768 if wide else 32, intermediate_size=of_scale(scale, 64, 256, 3072),
+        num_hidden_layers=of_scale(scale, 1, 1, 12), num_attention_heads=12 if wide else 2, bos_token_id=vocab[START], eos_token_id=2,
+        pad_token_id=vocab[END], hidden_act="quick_gelu",
+    )  # fmt: skip
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, pad_token=END, model_max_length=77)
     tokenizer_2 = t5_tokenizer(Path(directory))
-    t5 = T5EncoderModel(T5Config(vocab_size=len(tokenizer_2) + 3, d_model=4096, d_ff=256, num_layers=1, num_heads=64, feed_forward_proj="gated-gelu"))
-    transformer = FluxTransformer2DModel(num_layers=1, num_single_layers=1)
-    assert TOKENS == 256
+    t5 = T5Config(
+        vocab_size=of_scale(scale, len(tokenizer_2) + 3, len(tokenizer_2) + 3, 32_128), d_model=4096 if wide else 48, d_ff=of_scale(scale, 64, 256, 10_240),
+        num_layers=of_scale(scale, 1, 1, 24), num_heads=64 if wide else 4, d_kv=64 if wide else 12, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    layers = {"num_layers": of_scale(scale, 1, 1, 19), "num_single_layers": of_scale(scale, 1, 1, 38)}
+    small = {} if wide else {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 48, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6)}
+    with on(scale):
+        encoders = CLIPTextModel(clip).eval(), T5EncoderModel(t5).eval()
+        transformer = FluxTransformer2DModel(**layers, **small).eval()
     scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULE)
-    return FluxPipeline(scheduler, autoencoder(), clip.eval(), tokenizer, t5.eval(), tokenizer_2, transformer.eval())
+    return FluxPipeline(scheduler, autoencoder(scale), encoders[0], tokenizer, encoders[1], tokenizer_2, transformer)
 
 
 @torch.inference_mode()
-def look_of(pipeline):
-    """One forward of the transformer, over as many tokens of text as the prompt is."""
-    side = SIDE_PX // 8
+def look_of(pipeline, width=SIDE_PX, height=SIDE_PX):
+    """One forward of the transformer, over as many tokens of text as the prompt is, where the pipeline is and in what it computes."""
+    where = {"device": pipeline.transformer.device, "dtype": pipeline.transformer.dtype}
+    time = torch.tensor([0.5], **where)
     if isinstance(pipeline, ZImagePipeline):
-        states, _ = pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=False)
-        latents = [torch.randn(CHANNELS, 1, side, side)]
-        return lambda: pipeline.transformer(latents, torch.tensor([0.5]), states, return_dict=False)
-    states, pooled, ids = pipeline.encode_prompt(PROMPT, None, max_sequence_length=256)
-    latents = torch.randn(1, side * side // 4, 4 * CHANNELS)
-    image_ids = pipeline._prepare_latent_image_ids(1, side // 2, side // 2, latents.device, latents.dtype)
+        states, _ = pipeline.encode_prompt(PROMPT, device=where["device"], do_classifier_free_guidance=False)
+        states = [state.to(where["dtype"]) for state in states]
+        latents = [torch.randn(CHANNELS, 1, height // 8, width // 8, **where)]
+        return lambda: pipeline.transformer(latents, time, states, return_dict=False)
+    states, pooled, ids = pipeline.encode_prompt(PROMPT, None, device=where["device"], max_sequence_length=256)
+    rows, columns = height // 16, width // 16
+    latents = torch.randn(1, rows * columns, 4 * CHANNELS, **where)
+    image_ids = pipeline._prepare_latent_image_ids(1, rows, columns, **where)
     more = {"pooled_projections": pooled, "txt_ids": ids, "img_ids": image_ids, "guidance": None, "return_dict": False}
-    return lambda: pipeline.transformer(latents, timestep=torch.tensor([0.5]), encoder_hidden_states=states, **more)
+    return lambda: pipeline.transformer(latents, timestep=time, encoder_hidden_states=states, **more)
 
 
 # The peer's own process: loads the pipeline, goes once through the transformer, and prints its peak.
@@ -106,7 +134,7 @@ FAMILIES = {
 def rows(family, profile, note):
     make, what = FAMILIES[family]
     with tempfile.TemporaryDirectory() as directory:
-        pipeline = make(directory)
+        pipeline = make(directory, "block")
         pipeline.save_pretrained(directory)
         look = look_of(pipeline)
         size = f"{sum(p.numel() for p in pipeline.transformer.parameters()) / 1e6:.0f} million parameters, {SIDE_PX}x{SIDE_PX}, f32"

@@ -1,8 +1,8 @@
 """diffusers as a process that waits for work, one piece a line: the peer of crates/engine/bench/engine.rs and crates/engine/bench/edit.rs in bench/gpu.py.
 
-    python bench/gpu_peer.py sd|edit DIRECTORY cuda|cpu eager|compiled    needs torch, diffusers, transformers, accelerate
+    python bench/gpu_peer.py sd|sdxl|flow|edit DIRECTORY cuda|cpu eager|compiled    needs torch, diffusers, transformers, accelerate
 
-It computes in f16 (sd) or bf16 (edit) on a GPU, in f32 on a CPU. Lines and answers are those of the two programs, and two of its own:
+It computes in f16 (sd, sdxl) or bf16 (flow, edit) on a GPU, in f32 on a CPU. Lines and answers are those of the two programs, and two of its own:
 `launches SIDE_PX ROWS` and `busy SIDE_PX ROWS`, kernels and their seconds in one forward of the UNet.
 """
 
@@ -10,13 +10,16 @@ import os
 import sys
 from pathlib import Path
 
+import flow
 import torch
 from diffusers import (
     AutoencoderKLQwenImage,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
 )
 from engine import ROOT, timed
 from gpu_run import quiet
@@ -98,6 +101,45 @@ class StableDiffusion(Peer):
         return sum(self.kernels(side, rows))
 
 
+class StableDiffusionXL(Peer):
+    def __init__(self, directory, device, _way):
+        super().__init__(device, torch.float16 if device == "cuda" else torch.float32)
+        loaded = {"torch_dtype": self.dtype, "add_watermarker": False}
+        self.pipeline = StableDiffusionXLPipeline.from_pretrained(directory, **loaded).to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def generate(self, side, steps, images):
+        generator = torch.Generator(self.device).manual_seed(42)
+        return self.seconds(lambda: self.pipeline(
+            PROMPT, negative_prompt="", num_inference_steps=steps, guidance_scale=7.5, width=side, height=side, num_images_per_prompt=images,
+            generator=generator, output_type="np",
+        ))  # fmt: skip
+
+    def unet(self, side, rows):
+        unet = self.pipeline.unet
+        time = torch.full((), 500, device=self.device)
+        latents, text = self.random(rows, 4, side // 8, side // 8), self.random(rows, 77, unet.config.cross_attention_dim)
+        pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+        added = {"text_embeds": self.random(rows, pooled), "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * rows, device=self.device, dtype=self.dtype)}
+        return self.seconds(lambda: unet(latents, time, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False))
+
+
+class Flow(Peer):
+    def __init__(self, directory, device, _way):
+        super().__init__(device, torch.bfloat16 if device == "cuda" else torch.float32)
+        self.pipeline = DiffusionPipeline.from_pretrained(directory, torch_dtype=self.dtype).to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def look(self, width, height, _channels):
+        return self.seconds(flow.look_of(self.pipeline, width, height))
+
+    def generate(self, width, height, steps):
+        generator = torch.Generator(self.device).manual_seed(42)
+        return self.seconds(lambda: self.pipeline(
+            PROMPT, guidance_scale=0.0, num_inference_steps=steps, width=width, height=height, generator=generator, output_type="np",
+        ))  # fmt: skip
+
+
 class Edit(Peer):
     def __init__(self, directory, device, _way):
         super().__init__(device, torch.bfloat16 if device == "cuda" else torch.float32)
@@ -150,7 +192,7 @@ def main():
     os.dup2(2, 1)
     quiet()
     family, directory, device, way = sys.argv[1:]
-    peer = {"sd": StableDiffusion, "edit": Edit}[family](directory, device, way)
+    peer = {"sd": StableDiffusion, "sdxl": StableDiffusionXL, "flow": Flow, "edit": Edit}[family](directory, device, way)
     in_words = "torch.compile max-autotune, channels_last" if way == "compiled" else "eager"
     print(f"ready {str(peer.dtype).removeprefix('torch.')}, {in_words}", file=answers)
     # What is given as well: torch.compile distinguishes tensors from in here and from outside.
