@@ -6,11 +6,17 @@
 // As `ptx.h` has them.
 enum { DONE, AT_BARRIER, AT_SHUFFLE, AT_VOTE, AT_WARP, AT_MMA, AT_LDMATRIX, RUNNING };
 
+// Calls `each` with every lane of a warp that is among `members`, a bit for each.
+template <typename F>
+static void for_lanes(uint32_t members, F each) {
+    for (uint32_t left = members; left; left &= left - 1) each(__builtin_ctz(left));
+}
+
 // shfl: PTX manual, "Data Movement and Conversion Instructions: shfl.sync".
-static void shuffle(std::vector<Thread> &threads, const std::vector<int> &lanes, int warp) {
-    for (int index : lanes) {
-        Thread &thread = threads[index];
-        int lane = index & 31, clamp = thread.c & 31, segment = thread.c >> 8 & 31, source = 0;
+static void shuffle(Thread *warp, uint32_t members) {
+    for_lanes(members, [&](int lane) {
+        Thread &thread = warp[lane];
+        int clamp = thread.c & 31, segment = thread.c >> 8 & 31, source = 0;
         int least = lane & segment, most = least | (clamp & ~segment);
         bool in_range = true;
         switch (thread.mode) {
@@ -19,27 +25,25 @@ static void shuffle(std::vector<Thread> &threads, const std::vector<int> &lanes,
         case 2: source = lane - (thread.b & 31); in_range = source >= most; break;
         default: source = least | (thread.b & 31 & ~segment); in_range = source <= most;
         }
-        int from = warp * 32 + (in_range ? source : lane);
-        bool is_here = std::find(lanes.begin(), lanes.end(), from) != lanes.end();
-        thread.out = is_here ? threads[from].val : thread.val;
+        int from = in_range ? source : lane;
+        thread.out = members >> from & 1 ? warp[from].val : thread.val;
         thread.pred = in_range;
-    }
+    });
 }
-static void vote(std::vector<Thread> &threads, const std::vector<int> &lanes) {
-    uint32_t ballot = 0, members = 0;
-    for (int index : lanes) {
-        members |= 1u << (index & 31);
-        if (threads[index].val) ballot |= 1u << (index & 31);
-    }
-    for (int index : lanes) {
-        Thread &thread = threads[index];
+static void vote(Thread *warp, uint32_t members) {
+    uint32_t ballot = 0;
+    for_lanes(members, [&](int lane) {
+        if (warp[lane].val) ballot |= 1u << lane;
+    });
+    for_lanes(members, [&](int lane) {
+        Thread &thread = warp[lane];
         switch (thread.mode) {
         case 0: thread.out = ballot == members; break;
         case 1: thread.out = ballot != 0; break;
         case 2: thread.out = ballot == 0 || ballot == members; break;
         default: thread.out = ballot;
         }
-    }
+    });
 }
 // m16n8k16 (or k8) of f16 or bf16, sums in f32 or f16: who holds what is in the PTX manual, "Matrix fragments for mma.m16n8k16".
 static void multiply(Thread *warp) {
@@ -114,16 +118,17 @@ static void load_matrices(Thread *warp, const uint8_t *shared, uint32_t shared_b
         }
 }
 
-// Those lanes of a warp that wait at one place: gives each what it asked for.
-static void exchange(std::vector<Thread> &threads, const std::vector<int> &lanes, int warp, const Block &block, const char *name) {
-    int status = threads[lanes[0]].status;
-    bool whole = lanes.size() == 32;
-    if (status == AT_SHUFFLE) shuffle(threads, lanes, warp);
-    else if (status == AT_VOTE) vote(threads, lanes);
-    else if (status == AT_MMA && whole) multiply(&threads[warp * 32]);
-    else if (status == AT_LDMATRIX && whole) load_matrices(&threads[warp * 32], block.shared, block.shared_bytes, name);
-    else if (status != AT_WARP) fault(CUDA_ERROR_LAUNCH_FAILED, "%s: %zu threads of a warp have come to a tensor core", name, lanes.size());
-    for (int index : lanes) threads[index].status = RUNNING;
+// Those lanes of a warp, `members`, that wait at one place: gives each what it asked for.
+static void exchange(Thread *warp, uint32_t members, const Block &block, const char *name) {
+    int status = warp[__builtin_ctz(members)].status;
+    bool whole = members == ~0u;
+    if (status == AT_SHUFFLE) shuffle(warp, members);
+    else if (status == AT_VOTE) vote(warp, members);
+    else if (status == AT_MMA && whole) multiply(warp);
+    else if (status == AT_LDMATRIX && whole) load_matrices(warp, block.shared, block.shared_bytes, name);
+    else if (status != AT_WARP)
+        fault(CUDA_ERROR_LAUNCH_FAILED, "%s: %d threads of a warp have come to a tensor core", name, __builtin_popcount(members));
+    for_lanes(members, [&](int lane) { warp[lane].status = RUNNING; });
 }
 
 static bool waits_in_warp(const Thread &thread) { return thread.status >= AT_SHUFFLE && thread.status <= AT_LDMATRIX; }
@@ -148,13 +153,15 @@ static void run_meeting(const Kernel &kernel, const char *name, const Block &blo
                 if (faulted()) return;
                 // The place with the lowest number goes first: those before it may still come to where the others wait.
                 int place = 1 << 30;
-                for (int i = first; i < end; i++)
-                    if (waits_in_warp(threads[i])) place = std::min(place, threads[i].pc);
-                if (place == 1 << 30) break;
-                std::vector<int> lanes;
-                for (int i = first; i < end; i++)
-                    if (waits_in_warp(threads[i]) && threads[i].pc == place) lanes.push_back(i);
-                exchange(threads, lanes, first / 32, block, name);
+                uint32_t members = 0;
+                for (int i = first; i < end; i++) {
+                    const Thread &thread = threads[i];
+                    if (!waits_in_warp(thread) || thread.pc > place) continue;
+                    if (thread.pc < place) place = thread.pc, members = 0;
+                    members |= 1u << (i - first);
+                }
+                if (!members) break;
+                exchange(&threads[first], members, block, name);
             }
             for (int i = first; i < end; i++) waiting += threads[i].status == AT_BARRIER;
         }
