@@ -261,6 +261,7 @@ impl Config {
             return Err(("host.batch", problem));
         }
         listed::check(&self.host.models).map_err(|problem| ("host.models", problem))?;
+        self.host.sharing.check(&self.host.models)?;
         if !self.host.models.is_empty() && self.host.handlers != 0 {
             return Err(("host.handlers", "must be 0 next to host.models, whose elements have `handlers` of their own".into()));
         }
@@ -310,11 +311,11 @@ impl Config {
         if self.host.models.is_empty() {
             return vec![self.clone()];
         }
-        let own = self
-            .host
-            .models
-            .iter()
-            .map(|listed| Self { model: Model { name: listed.name.clone(), ..self.model.clone() }, ..self.clone() });
+        let own = self.host.models.iter().map(|listed| Self {
+            model: Model { name: listed.name.clone(), ..self.model.clone() },
+            engine: Engine { memory_budget_mib: listed.memory_mib.or(self.engine.memory_budget_mib), ..self.engine.clone() },
+            ..self.clone()
+        });
         own.collect()
     }
 

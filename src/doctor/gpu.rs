@@ -22,7 +22,8 @@ pub(super) async fn check(config: &Config, environment: &Environment) -> Finding
         None => return Finding::fail(CHECK, "NVML could not be asked", how),
     };
     let models: Vec<u64> = config.of_each_model().iter().map(|own| model_bytes(own, environment)).collect();
-    judge(&machine, build, most_bytes(&models, &config.host.models))
+    let shared_bytes = config.host.sharing.memory_mib.unwrap_or(0).saturating_mul(1 << 20);
+    judge(&machine, build, most_bytes(&models, &config.host.models, shared_bytes))
 }
 
 /// What one model is to have: its budget, else room for its weights.
@@ -33,17 +34,23 @@ fn model_bytes(own: &Config, environment: &Environment) -> u64 {
 }
 
 /// What the models need together that share the fullest device. `listed`: empty where there is one model.
-fn most_bytes(models: &[u64], listed: &[ListedModel]) -> u64 {
+/// `shared_bytes`: of those together that take turns at its memory.
+fn most_bytes(models: &[u64], listed: &[ListedModel], shared_bytes: u64) -> u64 {
     let devices = listed.iter().flat_map(|model| &model.devices);
-    devices.map(Some).chain([None]).map(|device| bytes_on(device, models, listed)).max().unwrap_or(0)
+    let needed = devices.map(Some).chain([None]).map(|device| {
+        let (sharing, alone): (Vec<usize>, Vec<usize>) =
+            on(device, models, listed).partition(|place| listed.get(*place).is_some_and(|model| model.memory_mib.is_some()));
+        let alone: u64 = alone.into_iter().map(|place| models[place]).sum();
+        if sharing.is_empty() { alone } else { alone.saturating_add(shared_bytes) }
+    });
+    needed.max().unwrap_or(0)
 }
 
-/// Of those on one device; on one that none names, those of the models that name none and so are on all of them.
-fn bytes_on(device: Option<&String>, models: &[u64], listed: &[ListedModel]) -> u64 {
-    let sharing = models.iter().enumerate().filter(|(place, _)| {
+/// The places of those on one device; on one that none names, those of the models that name none and so are on all of them.
+fn on(device: Option<&String>, models: &[u64], listed: &[ListedModel]) -> impl Iterator<Item = usize> {
+    (0..models.len()).filter(move |place| {
         listed.get(*place).is_none_or(|model| model.devices.is_empty() || device.is_some_and(|on| model.devices.contains(on)))
-    });
-    sharing.map(|(_, bytes)| bytes).sum()
+    })
 }
 
 /// Drivers translate kernels for newer GPUs where their [`Reach`] allows it, never for older ones, and flash attention's not at all.
@@ -165,11 +172,15 @@ mod tests {
             name: crate::job::task::ModelName::new("m").unwrap(),
             handlers: 0,
             devices: devices.iter().map(|device| (*device).to_owned()).collect(),
+            memory_mib: None,
         };
-        assert_eq!(most_bytes(&[5], &[]), 5);
-        assert_eq!(most_bytes(&[5, 3], &[listed(&["0"]), listed(&["1"])]), 5);
-        assert_eq!(most_bytes(&[5, 3], &[listed(&["0", "1"]), listed(&["1"])]), 8);
-        assert_eq!(most_bytes(&[5, 3, 1], &[listed(&["0"]), listed(&["1"]), listed(&[])]), 6);
+        assert_eq!(most_bytes(&[5], &[], 0), 5);
+        assert_eq!(most_bytes(&[5, 3], &[listed(&["0"]), listed(&["1"])], 0), 5);
+        assert_eq!(most_bytes(&[5, 3], &[listed(&["0", "1"]), listed(&["1"])], 0), 8);
+        assert_eq!(most_bytes(&[5, 3, 1], &[listed(&["0"]), listed(&["1"]), listed(&[])], 0), 6);
+        let sharing = |devices: &[&str]| ListedModel { memory_mib: Some(1), ..listed(devices) };
+        let turns = [sharing(&["0"]), sharing(&["0", "1"]), listed(&["1"])];
+        assert_eq!(most_bytes(&[5, 3, 2], &turns, 6), 8, "in turns, within what they have together");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum Cause {
     Init,
     /// It was asked to end.
     Stopped,
+    /// It was asked to end, so that another model has the memory of its device.
+    Unloaded,
 }
 
 impl Cause {
@@ -48,6 +50,7 @@ impl Cause {
             Self::Deadline => "deadline",
             Self::Init => "init",
             Self::Stopped => "stopped",
+            Self::Unloaded => "unloaded",
         }
     }
 }
@@ -64,6 +67,7 @@ impl fmt::Display for Cause {
             Self::Deadline => f.write_str("it did not answer before the deadline"),
             Self::Init => f.write_str("it did not get ready"),
             Self::Stopped => f.write_str("it was asked to end"),
+            Self::Unloaded => f.write_str("it was asked to make room for another model"),
         }
     }
 }

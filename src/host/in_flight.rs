@@ -1,6 +1,7 @@
 //! A message in flight, kept there by its source's heartbeat until it is settled.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
 use tracing::{Instrument as _, Span};
@@ -110,6 +111,14 @@ impl InFlight {
     #[must_use]
     pub fn is_kept_if_refused(&self, has_receiver: bool) -> bool {
         !has_receiver || self.source.keeps_refused()
+    }
+
+    /// How long it has waited for its model, here and where it was put off for it.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        let before = self.message.deferral.filter(|deferral| deferral.reason == DeferReason::ModelBusy);
+        let before = before.map_or(Duration::ZERO, |deferral| deferral.waited(SystemTime::now()));
+        self.message.received.elapsed().max(before)
     }
 
     /// Whether it is for the model at this place of the catalogue.

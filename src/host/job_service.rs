@@ -1,6 +1,7 @@
 //! The front job service: what HTTP may ask of the host, and nothing more. No call waits for the GPU.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,6 +24,16 @@ pub enum Model {
     Hot,
     /// No handler has ever been ready, and the last one that tried said why; another try is on its way.
     Failed(String),
+    /// Others have the memory of its device: it is loaded when a job needs it. `loading`: that is under way.
+    Unloaded { loading: bool },
+}
+
+impl Model {
+    /// Whether a job is taken: a handler is ready, or is loaded for it.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        matches!(self, Self::Hot | Self::Unloaded { .. })
+    }
 }
 
 /// How far one model's handlers are.
@@ -47,7 +58,7 @@ pub struct StatusSnapshot {
 }
 
 impl StatusSnapshot {
-    /// Hot when each model is; else what keeps the first that is not, and its place.
+    /// Hot when each model is or can be loaded; else what keeps the first that is not, and its place.
     #[must_use]
     pub fn model(&self) -> (usize, &Model) {
         let states = || self.models.iter().map(|status| &status.model).enumerate();
@@ -60,7 +71,7 @@ impl StatusSnapshot {
     pub fn failure(&self) -> Option<&str> {
         let mut failures = self.models.iter().map(|status| match &status.model {
             Model::Failed(why) => Some(why.as_str()),
-            Model::Hot | Model::Loading => None,
+            Model::Hot | Model::Loading | Model::Unloaded { .. } => None,
         });
         let first = failures.next().flatten();
         first.filter(|_| failures.all(|failure| failure.is_some()))
@@ -81,6 +92,8 @@ pub struct Direct {
     pub body: Vec<u8>,
     /// Dropped when the caller is gone: then the job is cancelled.
     pub answer: oneshot::Sender<Ending>,
+    /// Since when its caller has waited.
+    pub since: Instant,
     /// Kept until the job has come to its end here.
     pub claim: Claim,
     /// Every line of the log about it stands in it.
@@ -92,6 +105,11 @@ impl Direct {
     #[must_use]
     pub fn span(job: &Job) -> Span {
         trace::span(job.id.as_str(), "infer", 1, job.trace)
+    }
+
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// What its handler's spans stand below: its own span where that is exported, else its caller's.
@@ -260,7 +278,7 @@ impl JobService {
         }
         let (answer, ending) = oneshot::channel();
         self.direct
-            .try_send(Direct { job: Box::new(job), model, body, answer, claim, span })
+            .try_send(Direct { job: Box::new(job), model, body, answer, since: Instant::now(), claim, span })
             .map_err(|_| NotAccepted::NoHandlerFree)?;
         Ok(ending)
     }
@@ -273,8 +291,8 @@ impl JobService {
             let _ = under_way.ended().await;
         }
         let cancelling = self.jobs.cancel(id);
-        if cancelling == Cancelling::Running {
-            // A dispatcher that is gone has nothing running.
+        if matches!(cancelling, Cancelling::Running | Cancelling::Waiting) {
+            // A dispatcher that is gone has nothing running, and nothing that waits.
             let _ = self.cancels.send(id.to_owned());
         }
         cancelling

@@ -17,6 +17,9 @@ pub struct ListedModel {
     /// GPUs as `CUDA_VISIBLE_DEVICES` has them; empty: all that the host sees.
     #[serde(default, deserialize_with = "devices")]
     pub devices: Vec<String>,
+    /// MiB of a device that its handler has; set: it shares the device with the others that have this.
+    #[serde(default)]
+    pub memory_mib: Option<u64>,
 }
 
 /// # Errors

@@ -29,6 +29,7 @@ pub mod previews;
 pub mod process;
 pub mod runtime_api;
 pub mod sending;
+pub mod sharing;
 pub mod source;
 pub mod store_health;
 pub mod supervisor;
@@ -45,7 +46,7 @@ use tokio_util::task::TaskTracker;
 
 use self::cloud::{interruption, protection};
 use self::dispatch::acknowledge::{Acknowledger, Retries};
-use self::dispatch::{Dispatcher, acknowledge, intake, waiting};
+use self::dispatch::{Dispatcher, HandlerPlace, acknowledge, intake, waiting};
 use self::failure::{HostFailure, first_end};
 use self::job_service::{Direct, Ending, JobService};
 use self::jobs::Jobs;
@@ -76,6 +77,7 @@ pub struct Settings {
     pub handlers: u32,
     /// The models that are served, each by handlers of its own; empty: `model.name` alone.
     pub models: Vec<ListedModel>,
+    pub sharing: sharing::Settings,
     /// Jobs of one event at most. More than one: those that agree in model, size, steps, scheduler, guidance and LoRAs are denoised
     /// as one batch, within `runtime.max_batch_px`.
     pub batch: u32,
@@ -100,6 +102,7 @@ impl Default for Settings {
         Self {
             handlers: 0,
             models: Vec::new(),
+            sharing: sharing::Settings::default(),
             batch: 1,
             drain_seconds: 100,
             max_waiting: 100,
@@ -119,8 +122,7 @@ pub struct Place {
     pub program: Program,
     /// The value of its `CUDA_VISIBLE_DEVICES`, where it is to see one GPU only.
     pub gpu: Option<String>,
-    /// The place of its model in the catalogue.
-    pub model: usize,
+    pub handler: HandlerPlace,
 }
 
 /// Everything a host is made of.
@@ -194,9 +196,10 @@ impl Host {
     /// When the thread that starts processes cannot be started.
     pub fn start(parts: Parts) -> io::Result<Self> {
         let jobs = Arc::new(Jobs::default());
-        let models: Vec<usize> = parts.places.iter().map(|place| place.model).collect();
-        let (direct, directs) = mpsc::channel(models.len());
-        let (dispatcher, cancelled) = Dispatcher::new(models, parts.settings.batch as usize, jobs.clone());
+        let handlers: Vec<_> = parts.places.iter().map(|place| place.handler).collect();
+        let (direct, directs) = mpsc::channel(handlers.len());
+        let Settings { batch, sharing, .. } = &parts.settings;
+        let (dispatcher, cancelled) = Dispatcher::new(&handlers, *batch as usize, sharing, jobs.clone());
         let (cancels, cancel_requests) = mpsc::unbounded_channel();
         let acknowledger = parts.acknowledger(&jobs);
         let job_service = JobService {
@@ -216,12 +219,14 @@ impl Host {
         let known = job_service.jobs.clone();
         let (heard_functions, functions) = watch::channel(Vec::new());
         let listener: Listener = Arc::new(move |line: &str| hear(line, &heard, &known, &heard_functions));
+        let models: Arc<[ModelName]> = parts.catalogue.models().map(|model| model.name.clone()).collect();
         let mut workers = JoinSet::new();
-        for (index, (Place { program, gpu, model }, cancels)) in parts.places.into_iter().zip(cancelled).enumerate() {
+        for (index, (Place { program, gpu, handler }, cancels)) in parts.places.into_iter().zip(cancelled).enumerate() {
             let worker = Worker {
                 index,
                 program,
-                model: parts.catalogue.at(model).name.clone(),
+                model: parts.catalogue.at(handler.model).name.clone(),
+                models: models.clone(),
                 gpu,
                 settings: parts.settings.handler.clone(),
                 launcher: launcher.clone(),

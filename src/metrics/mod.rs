@@ -213,7 +213,7 @@ impl Metrics {
     }
 
     /// How many handlers are in each state, by its word in the table's row; of each model.
-    pub fn handlers<const N: usize>(&self, models: &[[(&str, usize); N]], in_hand: usize) {
+    pub fn handlers(&self, models: &[Vec<(&str, usize)>], in_hand: usize) {
         for (place, (state, _)) in models.first().into_iter().flatten().enumerate() {
             let count: usize = models.iter().map(|states| states[place].1).sum();
             self.set(table::HANDLERS, [state], count as f64);
@@ -226,6 +226,19 @@ impl Metrics {
         for (state, count) in states {
             self.set(table::MODEL_HANDLERS, [model, state], *count as f64);
         }
+        if states.iter().any(|(state, _)| *state == "unloaded") {
+            // What alerts watch begins at 0.
+            self.add(table::MODEL_SWAPS, [model], 0.0);
+        }
+        let resident: usize =
+            states.iter().filter(|(state, _)| matches!(*state, "idle" | "busy")).map(|(_, count)| count).sum();
+        self.set(table::MODEL_RESIDENT, [model], resident as f64);
+    }
+
+    /// A model was loaded in place of others. `took`: from when the first of them was asked to end.
+    pub fn swapped(&self, model: &str, took: Duration) {
+        self.add(table::MODEL_SWAPS, [model], 1.0);
+        self.observe(table::SWAP_SECONDS, [model], took.as_secs_f64());
     }
 
     /// Jobs were given to a model's handler.

@@ -185,10 +185,35 @@ pub const RESTARTS: Counter<1> = Counter(labelled(
     &["cause"],
     "handlers that ended: exit, signal, out_of_memory, fatal_device, deadline, init",
 ));
-pub const HANDLERS: Gauge<1> =
-    Gauge(labelled("atelier_handlers", "", &["state"], "handlers by state: starting, idle, busy, down"));
+pub const HANDLERS: Gauge<1> = Gauge(labelled(
+    "atelier_handlers",
+    "",
+    &["state"],
+    "handlers by state: starting, idle, busy, down; where models share a device also unloaded and unloading",
+));
 pub const MODEL_HANDLERS: Gauge<2> =
     Gauge(labelled("atelier_model_handlers", "", &["model", "state"], "the same by the model that they serve"));
+pub const MODEL_RESIDENT: Gauge<1> = Gauge(labelled(
+    "atelier_model_resident",
+    "",
+    &["model"],
+    "handlers that have the model in memory and are ready: 0 while another model has its device",
+));
+pub const MODEL_SWAPS: Counter<1> = Counter(labelled(
+    "atelier_model_swaps_total",
+    "",
+    &["model"],
+    "times the model was loaded in place of others that share its device",
+));
+pub const SWAP_SECONDS: Histogram<1> = Histogram(
+    labelled(
+        "atelier_model_swap_seconds",
+        "seconds",
+        &["model"],
+        "such a swap, from when others are asked to make room to when the model is ready",
+    ),
+    SECONDS,
+);
 pub const MODEL_JOBS: Counter<1> = Counter(labelled(
     "atelier_model_jobs_total",
     "",
@@ -213,7 +238,7 @@ pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
 pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
 /// All of them, in the order of docs/metrics.md.
-pub const TABLE: [Metric; 31] = [
+pub const TABLE: [Metric; 34] = [
     INFERENCES.row(),
     INFERENCE_LATENCY.row(),
     INFERENCE_ERRORS.row(),
@@ -239,6 +264,9 @@ pub const TABLE: [Metric; 31] = [
     RESTARTS.row(),
     HANDLERS.row(),
     MODEL_HANDLERS.row(),
+    MODEL_RESIDENT.row(),
+    MODEL_SWAPS.row(),
+    SWAP_SECONDS.row(),
     MODEL_JOBS.row(),
     IN_HAND.row(),
     QUEUE_DEPTH.row(),

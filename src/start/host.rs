@@ -17,6 +17,7 @@ use crate::config::{Config, Environment};
 use crate::events::auth::Auth;
 use crate::host::cloud::interruption::Interruption;
 use crate::host::cloud::protection::Protection;
+use crate::host::dispatch::HandlerPlace;
 use crate::host::functions::Functions;
 use crate::host::http::uploads::Uploads;
 use crate::host::http::{self, Http, ModelInfo};
@@ -320,12 +321,20 @@ fn places(
     if models.is_empty() {
         let program = program(function, config_file, config, environment)?;
         let gpus = listed::gpus(&listed::visible(environment), config.host.handlers);
-        return Ok(gpus.into_iter().map(|gpu| Place { program: program.clone(), gpu, model: 0 }).collect());
+        return Ok(gpus
+            .into_iter()
+            .map(|gpu| Place { program: program.clone(), gpu, handler: HandlerPlace { model: 0, share: None } })
+            .collect());
     }
     let mut places = Vec::new();
     for (place, model) in models.iter().enumerate() {
         let program = model.named(program(Vec::new(), config_file, &model.config, environment)?);
-        places.extend(model.gpus.iter().map(|gpu| Place { program: program.clone(), gpu: gpu.clone(), model: place }));
+        let handlers = model.gpus.iter().zip(&model.shares);
+        places.extend(handlers.map(|(gpu, share)| Place {
+            program: program.clone(),
+            gpu: gpu.clone(),
+            handler: HandlerPlace { model: place, share: *share },
+        }));
     }
     Ok(places)
 }

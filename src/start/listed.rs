@@ -7,6 +7,7 @@ use crate::host::Function;
 use crate::host::http::ModelInfo;
 use crate::host::listed::ListedModel;
 use crate::host::process::Program;
+use crate::host::sharing::{self, Share};
 use crate::job::request::catalogue::{Catalogue, Served};
 use crate::metrics::gpu;
 
@@ -18,6 +19,10 @@ pub(super) struct HostedModel {
     pub(super) manifest: Manifest,
     /// One a handler: the value of its `CUDA_VISIBLE_DEVICES`, where it is to see one GPU only.
     pub(super) gpus: Vec<Option<String>>,
+    /// One a handler: what it has of a device that it shares.
+    pub(super) shares: Vec<Option<Share>>,
+    /// MiB of its device, where it shares one.
+    memory_mib: Option<u64>,
 }
 
 /// # Errors
@@ -34,9 +39,20 @@ pub(super) fn hosted(config: &Config, environment: &Environment) -> Result<Vec<H
             None => gpus(&visible, config.host.handlers),
             Some(listed) => gpus(devices(listed, &visible, environment)?, listed.handlers),
         };
-        models.push(HostedModel { config: own, manifest, gpus });
+        let memory_mib = config.host.models.get(place).and_then(|listed| listed.memory_mib);
+        models.push(HostedModel { config: own, manifest, shares: vec![None; gpus.len()], gpus, memory_mib });
+    }
+    let placed: Vec<(&ListedModel, &[Option<String>])> =
+        config.host.models.iter().zip(&models).map(|(listed, model)| (listed, model.gpus.as_slice())).collect();
+    let shares = sharing::shares(&placed).map_err(wrong_models)?;
+    for (model, shares) in models.iter_mut().zip(shares) {
+        model.shares = shares;
     }
     Ok(models)
+}
+
+fn wrong_models(problem: String) -> ConfigError {
+    ConfigError::Value { file: "configuration".into(), key: "host.models".into(), problem }
 }
 
 /// A host looks for the record of a job that it does not know under one prefix.
@@ -61,8 +77,9 @@ fn devices<'a>(listed: &'a ListedModel, visible: &'a [String], environment: &Env
     if let Some(device) = listed.devices.iter().find(|device| is_limited && !visible.contains(device)) {
         let name = listed.name.as_str();
         let visible = visible.join(",");
-        let problem = format!("{name}: {device} must be one of {visible}, the devices that {VISIBLE} lets this host see");
-        return Err(ConfigError::Value { file: "configuration".into(), key: "host.models".into(), problem });
+        return Err(wrong_models(format!(
+            "{name}: {device} must be one of {visible}, the devices that {VISIBLE} lets this host see"
+        )));
     }
     Ok(&listed.devices)
 }
@@ -91,7 +108,8 @@ impl HostedModel {
     /// The handlers' program: `program` with what makes them serve this model, whatever the configuration file says.
     pub(super) fn named(&self, program: Program) -> Program {
         let name = ("ATELIER__MODEL__NAME".to_owned(), self.config.model.name.as_str().to_owned());
-        Program { environment: program.environment.into_iter().chain([name]).collect(), ..program }
+        let memory = self.memory_mib.map(|mib| ("ATELIER__ENGINE__MEMORY_BUDGET_MIB".to_owned(), mib.to_string()));
+        Program { environment: program.environment.into_iter().chain([name]).chain(memory).collect(), ..program }
     }
 }
 

@@ -824,13 +824,16 @@ export interface components {
             model_type: string;
             /** @description Why it is not hot, in words; absent while it is. */
             reason?: string;
-            /** @description Each model that is served; hot when all of them are. */
+            /** @description Each model that is served; hot when all of them are, or can be loaded in turns. */
             models: components["schemas"]["ModelState"][];
         };
         ModelState: {
             name: string;
-            /** @enum {unknown} */
-            status: "hot" | "loading" | "failed";
+            /**
+             * @description unloaded: others have the memory of its device; it is loaded when a job needs it.
+             * @enum {unknown}
+             */
+            status: "hot" | "unloaded" | "loading" | "failed";
             model_loaded: boolean;
         };
         ModelVersion: {
@@ -843,8 +846,11 @@ export interface components {
             model_type: string;
             backend: string;
             tasks: ("generate" | "tryon" | "edit")[];
-            /** @enum {unknown} */
-            status: "hot" | "loading" | "failed";
+            /**
+             * @description unloaded: others have the memory of its device; it is loaded when a job needs it.
+             * @enum {unknown}
+             */
+            status: "hot" | "unloaded" | "loading" | "failed";
             model_loaded: boolean;
             /** @description Those whose weights are loaded; empty: the model has no modes. Absent, as the next seven, for another function that says nothing of itself. */
             modes?: ("fp8" | "lora" | "base")[];

@@ -6,21 +6,27 @@ mod direct;
 mod disposition;
 pub mod intake;
 mod redelivery;
+mod shared;
 mod slot;
 mod state;
+mod swaps;
+mod turns;
 mod unserved;
 pub mod waiting;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 
 pub use self::assignment::Assignment;
 pub use self::slot::Slot;
 use self::state::State;
 use super::in_flight::InFlight;
-use super::job_service::{Direct, StatusSnapshot};
+use super::job_service::{Direct, Ending, StatusSnapshot};
 use super::jobs::Jobs;
+use super::sharing;
 use crate::protocol::deferral::DeferReason;
 
 /// What is in flight and who does what. One lock, held for moments.
@@ -32,8 +38,34 @@ pub struct Dispatcher {
     snapshot: watch::Sender<StatusSnapshot>,
     /// How many messages the free handlers could take beyond what is in flight.
     demand: watch::Sender<usize>,
+    /// When handlers that share a device are to be decided on although nothing else happens.
+    due: watch::Sender<Option<Instant>>,
     /// What each slot is to send its handler: ids of jobs to cancel.
     cancels: Vec<mpsc::UnboundedSender<String>>,
+}
+
+/// What one handler is for.
+#[derive(Debug, Clone, Copy)]
+pub struct HandlerPlace {
+    /// The place of its model in the catalogue.
+    pub model: usize,
+    /// What it has of a device that it shares.
+    pub share: Option<sharing::Share>,
+}
+
+/// What an idle handler is to do.
+pub enum Next {
+    Run(Assignment),
+    Unload(Unloading),
+}
+
+/// Why a handler is to be unloaded.
+#[derive(Debug, Clone, Copy)]
+pub struct Unloading {
+    /// The model for whose handler it makes room.
+    pub wanted: usize,
+    /// How long it has had no job.
+    pub unused: Duration,
 }
 
 /// See [`Dispatcher::reserve`].
@@ -46,15 +78,21 @@ impl Drop for Reservation {
 }
 
 impl Dispatcher {
-    /// For a handler of each of these models, by their places in the catalogue, each with `batch` messages at most at a time; the
-    /// receivers, one per handler, bring the ids of jobs that are to be cancelled.
+    /// For a handler in each of these places, each with `batch` messages at most at a time; the receivers, one per handler, bring the
+    /// ids of jobs that are to be cancelled.
     #[must_use]
-    pub fn new(models: Vec<usize>, batch: usize, jobs: Arc<Jobs>) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<String>>) {
-        let (cancels, cancelled) = models.iter().map(|_| mpsc::unbounded_channel()).unzip();
-        let state = State::new(models, batch);
+    pub fn new(
+        places: &[HandlerPlace],
+        batch: usize,
+        sharing: &sharing::Settings,
+        jobs: Arc<Jobs>,
+    ) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<String>>) {
+        let (cancels, cancelled) = places.iter().map(|_| mpsc::unbounded_channel()).unzip();
+        let state = State::new(places, batch, sharing, jobs.clone());
         let dispatcher = Self {
             snapshot: watch::Sender::new(state.snapshot()),
             demand: watch::Sender::new(0),
+            due: watch::Sender::new(state.sharing.due),
             state: Mutex::new(state),
             jobs,
             work: Notify::new(),
@@ -83,10 +121,33 @@ impl Dispatcher {
 
     /// What a handler is at now.
     pub fn set(&self, slot: usize, state: Slot) {
+        self.change(|dispatcher| dispatcher.set(slot, state));
+    }
+
+    /// A handler has its model ready. How long others made room for it and it was loaded; none where no one had to make room.
+    pub fn ready(&self, slot: usize) -> Option<Duration> {
         self.change(|dispatcher| {
-            dispatcher.note(slot, &state);
-            dispatcher.slots[slot] = state;
+            dispatcher.set(slot, Slot::Idle);
+            dispatcher.sharing.swapped(slot)
+        })
+    }
+
+    /// A handler ended by itself. A caller who waits for a model that is not there any more may try again.
+    pub fn fell(&self, slot: usize, why: &str) {
+        let withdrawn = self.change(|dispatcher| {
+            dispatcher.set(slot, Slot::Down(why.to_owned()));
+            dispatcher.withdraw_directs(slot)
         });
+        for direct in withdrawn {
+            // A caller that is gone needs no answer.
+            let _ = direct.answer.send(Ending::Crashed(why.to_owned()));
+        }
+    }
+
+    /// Waits until a handler may be started: at once, unless it shares its device.
+    pub async fn enter(&self, slot: usize) {
+        self.change(|dispatcher| dispatcher.enter(slot));
+        self.until(|dispatcher| (dispatcher.slots[slot] == Slot::Starting).then_some(())).await;
     }
 
     /// Takes messages in flight, all before a handler can take any, unless the host drains or has no store: then they are returned,
@@ -114,31 +175,44 @@ impl Dispatcher {
         })
     }
 
-    /// Waits for work for an idle handler and marks it busy with it. Never resolves once the host drains.
-    pub async fn take(&self, slot: usize) -> Assignment {
-        loop {
-            let work = self.work.notified();
-            tokio::pin!(work);
-            work.as_mut().enable();
-            if let Some(assignment) = self.try_take(slot) {
-                return assignment;
+    /// Waits for work for an idle handler and marks it busy with it, or until it is to be unloaded. Never resolves once the host drains.
+    pub async fn take(&self, slot: usize) -> Next {
+        self.until(|state| {
+            if let Some(wanted) = state.sharing.wanted_by(slot).filter(|_| state.slots[slot] == Slot::Unloading) {
+                let unused = state.sharing.unused(slot);
+                return Some(Next::Unload(Unloading { wanted: state.models[wanted], unused }));
             }
-            work.await;
-        }
+            let assignment = state.assign(slot)?;
+            state.share_devices();
+            self.publish(state);
+            // What waits may be blocked by it.
+            self.work.notify_waiters();
+            Some(Next::Run(assignment))
+        })
+        .await
     }
 
     /// Waits until a handler is idle while messages of jobs that run already, or that another model's handlers are to do, keep others from
     /// it, and returns those messages; they are the caller's to put back.
     pub async fn blocked(&self) -> Vec<(InFlight, DeferReason)> {
+        self.until(|state| Some(state.blocked()).filter(|blocked| !blocked.is_empty())).await
+    }
+
+    /// Waits until jobs are cancelled for which a model would be loaded only to say so, and returns their messages.
+    pub async fn cancelled(&self) -> Vec<InFlight> {
+        self.until(|state| Some(state.withdraw_cancelled()).filter(|cancelled| !cancelled.is_empty())).await
+    }
+
+    /// Decides anew whenever something is to be decided although nothing else happens.
+    pub async fn keep_time(&self) {
+        let mut due = self.due.subscribe();
         loop {
-            let work = self.work.notified();
-            tokio::pin!(work);
-            work.as_mut().enable();
-            let blocked = self.state().blocked();
-            if !blocked.is_empty() {
-                return blocked;
+            let next = *due.borrow_and_update();
+            tokio::select! {
+                // The sender lives as long as this does.
+                _ = due.changed() => {}
+                () = until(next) => self.change(|_| ()),
             }
-            work.await;
         }
     }
 
@@ -168,11 +242,14 @@ impl Dispatcher {
                 let _ = cancel.send(job_id.to_owned());
             }
         }
+        drop(state);
+        // One that waits may be taken out.
+        self.work.notify_waiters();
     }
 
     /// How many handlers of each model are in each state.
     #[must_use]
-    pub fn states(&self) -> Vec<[(&'static str, usize); 4]> {
+    pub fn states(&self) -> Vec<Vec<(&'static str, usize)>> {
         self.state().counts()
     }
 
@@ -184,29 +261,42 @@ impl Dispatcher {
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state();
         let result = change(&mut state);
+        state.share_devices();
         self.publish(&state);
         self.work.notify_waiters();
         result
     }
 
-    fn try_take(&self, slot: usize) -> Option<Assignment> {
-        let mut state = self.state();
-        let assignment = state.assign(slot)?;
-        self.publish(&state);
-        // What waits may be blocked by it.
-        self.work.notify_waiters();
-        Some(assignment)
+    /// Asks again whenever something has changed, until there is an answer.
+    async fn until<T>(&self, answer: impl Fn(&mut State) -> Option<T>) -> T {
+        loop {
+            let work = self.work.notified();
+            tokio::pin!(work);
+            work.as_mut().enable();
+            if let Some(answer) = answer(&mut self.state()) {
+                return answer;
+            }
+            work.await;
+        }
     }
 
     /// Under the lock, so that what was published last is what is so.
     fn publish(&self, state: &State) {
         self.snapshot.send_if_modified(|old| replaced(old, state.snapshot()));
         self.demand.send_if_modified(|old| replaced(old, state.demand()));
+        self.due.send_if_modified(|old| replaced(old, state.sharing.due));
     }
 
     /// A panic under the lock leaves nothing half done: every change is a few assignments.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

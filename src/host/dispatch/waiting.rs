@@ -82,10 +82,30 @@ async fn defer_blocked(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) 
     }
 }
 
-/// Has messages wait in their queues that cannot be started here.
+/// Has messages wait in their queues that cannot be started here, and models that share a device take turns at it.
 pub async fn defer_unstartable(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
     let blocked = defer_blocked(dispatcher.clone(), acknowledger.clone());
-    tokio::join!(blocked, pause_without_store(dispatcher, acknowledger));
+    let cancelled = end_cancelled(dispatcher.clone(), acknowledger.clone());
+    let turns = dispatcher.clone();
+    tokio::join!(blocked, cancelled, turns.keep_time(), pause_without_store(dispatcher, acknowledger));
+}
+
+/// Ends cancelled jobs whose model is not loaded: no handler is needed to say so.
+async fn end_cancelled(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
+    loop {
+        for in_flight in dispatcher.cancelled().await {
+            let Ok(job) = &in_flight.job else { continue };
+            if !dispatcher.jobs().start(job, in_flight.message.attempt) {
+                acknowledger.cancelled(in_flight);
+                continue;
+            }
+            // It was sent anew meanwhile.
+            dispatcher.jobs().requeue(job.id.as_str(), None);
+            for in_flight in dispatcher.accept(vec![in_flight]) {
+                acknowledger.not_started(in_flight).await;
+            }
+        }
+    }
 }
 
 /// Nothing is started while the store is away; what waits here for a handler waits in its queue then.

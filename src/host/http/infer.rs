@@ -20,7 +20,7 @@ use super::submission::{self, Submission};
 use super::{Http, job_images, jobs, submit};
 use crate::events;
 use crate::host::acceptance::NotAccepted;
-use crate::host::job_service::{Direct, Ending, Model, ModelStatus};
+use crate::host::job_service::{Direct, Ending, ModelStatus};
 use crate::job::JobId;
 use crate::job::outcome::StoredImage;
 use crate::protocol::reply;
@@ -61,7 +61,7 @@ pub(super) struct Running {
 /// When no handler is ready or free, or when this host has the job already.
 pub(super) async fn begin(http: &Http, order: Submission) -> Result<Running, Problem> {
     let ModelStatus { model, free } = http.job_service.of(&order.job);
-    if model != Model::Hot {
+    if !model.is_served() {
         return Err(Problem::unavailable("model_not_ready", "the model is not ready yet"));
     }
     if free == 0 {

@@ -43,8 +43,8 @@ pub(super) async fn test(State(http): State<Arc<Http>>) -> (StatusCode, Json<Val
         None => reason.to_owned(),
     };
     let (status, reason) = match (model, trouble) {
-        (Model::Hot, None) => ("hot", None),
-        (Model::Hot, trouble) => ("failed", trouble),
+        (Model::Hot | Model::Unloaded { .. }, None) => ("hot", None),
+        (Model::Hot | Model::Unloaded { .. }, trouble) => ("failed", trouble),
         (Model::Loading, trouble) => ("loading", trouble.or_else(|| Some(of_model("no handler is ready yet")))),
         (Model::Failed(why), _) => ("failed", Some(of_model(why))),
     };
@@ -117,7 +117,8 @@ fn states(http: &Http, snapshot: &StatusSnapshot) -> Vec<Value> {
 fn label(model: &Model) -> &'static str {
     match model {
         Model::Hot => "hot",
-        Model::Loading => "loading",
+        Model::Unloaded { loading: false } => "unloaded",
+        Model::Loading | Model::Unloaded { loading: true } => "loading",
         Model::Failed(_) => "failed",
     }
 }

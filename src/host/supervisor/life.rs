@@ -1,12 +1,13 @@
 //! The life of one handler process: its start, one invocation after the other, its end.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Phase, Worker};
 use crate::host::cause::Cause;
-use crate::host::dispatch::Slot;
+use crate::host::dispatch::{Next, Slot, Unloading};
 use crate::host::process::Process;
 use crate::host::runtime_api::{RuntimeApi, Started};
+use crate::job::task::ModelName;
 
 /// How a handler's life ended.
 pub(super) struct Life {
@@ -45,8 +46,13 @@ impl Worker {
         if let Err(life) = self.get_ready(&api, &mut process).await {
             return life;
         }
-        self.dispatcher.set(self.index, Slot::Idle);
+        let swapped = self.dispatcher.ready(self.index);
         tracing::info!(handler = self.index, pid = process.id(), "a handler is ready");
+        if let Some(took) = swapped {
+            let model = self.model.as_str();
+            tracing::info!(model, handler = self.index, took_ms = took.as_millis() as u64, "a model was swapped in");
+            self.metrics.swapped(model, took);
+        }
         self.serve(&api, &mut process).await
     }
 
@@ -74,14 +80,21 @@ impl Worker {
         let mut served = false;
         let dispatcher = self.dispatcher.clone();
         loop {
-            let assignment = tokio::select! {
+            let next = tokio::select! {
                 biased;
                 status = process.ended() => return Life { cause: Cause::of(status, process.oom_kills()), served, why: None },
                 () = Phase::over(self.phase.clone()) => {
                     self.end(process).await;
                     return Life { cause: Cause::Stopped, served, why: None };
                 }
-                assignment = dispatcher.take(self.index) => assignment,
+                next = dispatcher.take(self.index) => next,
+            };
+            let assignment = match next {
+                Next::Run(assignment) => assignment,
+                Next::Unload(unloading) => {
+                    self.unload(process, unloading).await;
+                    return Life { cause: Cause::Unloaded, served, why: None };
+                }
             };
             let Some(assignment) = self.begin(assignment) else {
                 self.dispatcher.set(self.index, Slot::Idle);
@@ -94,6 +107,18 @@ impl Worker {
             }
             self.dispatcher.set(self.index, Slot::Idle);
         }
+    }
+
+    /// Ends an idle handler whose memory another one is to have; returns when its process is gone.
+    async fn unload(&self, process: &mut Process, Unloading { wanted, unused }: Unloading) {
+        let model = self.model.as_str();
+        let wanted = self.models.get(wanted).map(ModelName::as_str);
+        let unused_ms = unused.as_millis() as u64;
+        tracing::info!(model, handler = self.index, wanted, unused_ms, "a model is unloaded to make room for another");
+        let begun = Instant::now();
+        self.end(process).await;
+        let took_ms = begun.elapsed().as_millis() as u64;
+        tracing::info!(model, handler = self.index, took_ms, "a model was unloaded");
     }
 
     /// Asks the process to end, and makes it after the grace.

@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::cause::Cause;
+use super::dispatch::Dispatcher;
 use super::dispatch::acknowledge::Acknowledger;
-use super::dispatch::{Dispatcher, Slot};
 use super::process::{Launcher, Listener, Program};
 use crate::backoff::Backoff;
 use crate::job::task::ModelName;
@@ -73,6 +73,8 @@ pub struct Worker {
     pub program: Program,
     /// That its handler serves.
     pub model: ModelName,
+    /// Of all models, by their places in the catalogue.
+    pub models: Arc<[ModelName]>,
     /// The value of `CUDA_VISIBLE_DEVICES`, where the handler is to see one GPU only.
     pub gpu: Option<String>,
     pub settings: Settings,
@@ -92,13 +94,20 @@ impl Worker {
         let longest = self.settings.max_backoff_ms;
         let mut backoff = Backoff::new(Duration::from_millis(first), Duration::from_millis(longest));
         loop {
-            self.dispatcher.set(self.index, Slot::Starting);
+            tokio::select! {
+                biased;
+                () = self.dispatcher.enter(self.index) => {}
+                () = Phase::over(self.phase.clone()) => return,
+            }
             let life = self.life().await;
             if life.cause == Cause::Stopped {
                 return;
             }
-            if life.served {
+            if life.served || life.cause == Cause::Unloaded {
                 backoff.reset();
+            }
+            if life.cause == Cause::Unloaded {
+                continue;
             }
             self.metrics.handler_ended(life.cause.as_str());
             let pause = backoff.next_pause();
@@ -110,7 +119,7 @@ impl Worker {
                 pause_ms = pause.as_millis() as u64,
                 "a handler ended; another is started after a pause"
             );
-            self.dispatcher.set(self.index, Slot::Down(why));
+            self.dispatcher.fell(self.index, &why);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = Phase::over(self.phase.clone()) => return,

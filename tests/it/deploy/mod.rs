@@ -19,6 +19,7 @@ mod msrv;
 mod one_build;
 mod pages;
 mod release;
+mod sharing_page;
 mod stacks;
 mod workflow;
 

@@ -52,7 +52,10 @@ async fn jobs_and_deaths_are_counted() {
     host.expect_metric("atelier_jobs_total{outcome=\"retry\",source=\"spool\"}", 1.0).await;
 
     let text = host.get("/metrics").await;
-    let untouched = [table::LORA_CACHE.0.name, table::QUEUE_AGE.0.name, table::BLOCKED.0.name, table::USER_STEPS.0.name];
+    let mut untouched =
+        vec![table::LORA_CACHE.0.name, table::QUEUE_AGE.0.name, table::BLOCKED.0.name, table::USER_STEPS.0.name];
+    // Of models that share a device.
+    untouched.extend([table::MODEL_SWAPS.0.name, table::SWAP_SECONDS.0.name]);
     for row in table::TABLE.iter().filter(|row| !untouched.contains(&row.name)) {
         let kind = match row.kind {
             Kind::Counter => "counter",

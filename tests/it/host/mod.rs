@@ -18,6 +18,7 @@ mod protocol;
 pub(crate) mod rabbitmq;
 mod refused;
 mod settling;
+mod sharing;
 mod shelf;
 pub(crate) mod sqs;
 mod stored;

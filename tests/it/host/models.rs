@@ -20,7 +20,7 @@ async fn start(changes: &[(&str, &str)]) -> HostProcess {
     start_with(&[&[BOTH], changes].concat()).await
 }
 
-async fn start_with(changes: &[(&str, &str)]) -> HostProcess {
+pub(super) async fn start_with(changes: &[(&str, &str)]) -> HostProcess {
     let host = HostProcess::start(changes, &[]).await;
     std::fs::create_dir_all(host.bucket.path("images")).unwrap();
     for name in ["person", "garment"] {
@@ -34,7 +34,7 @@ fn image(name: &str) -> String {
     format!("s3://{}/images/{name}.png", atelier::demo::local::BUCKET)
 }
 
-fn edit(id: &str) -> Value {
+pub(super) fn edit(id: &str) -> Value {
     let images = [image("person"), image("garment")];
     json!({ "job_id": id, "task": "edit", "prompt": "x", "images": images, "width": 64, "height": 64, "steps": 2 })
 }
@@ -44,7 +44,7 @@ fn tryon(id: &str) -> Value {
 }
 
 /// Waits for the end of so many jobs, each by the model that is right for it.
-async fn complete(host: &mut HostProcess, mut expected: Vec<(&str, &str)>) {
+pub(super) async fn complete(host: &mut HostProcess, mut expected: Vec<(&str, &str)>) {
     while !expected.is_empty() {
         let told = host.backend.terminal().await;
         assert!(told.path.ends_with("/complete"), "{}", told.body);
@@ -57,7 +57,7 @@ async fn complete(host: &mut HostProcess, mut expected: Vec<(&str, &str)>) {
 }
 
 /// The process of a handler that was started last in this place.
-fn handler(host: &HostProcess, place: u64) -> u32 {
+pub(super) fn handler(host: &HostProcess, place: u64) -> u32 {
     let mut started = host.logged("a handler was started").into_iter().filter(|line| line["handler"] == place);
     u32::try_from(started.next_back().unwrap()["pid"].as_u64().unwrap()).unwrap()
 }
@@ -323,7 +323,7 @@ fn a_list_that_contradicts_itself_is_refused_at_the_start() {
 }
 
 /// What the host says that does not start with these manifests.
-fn refused_start(manifests: &[(&str, String)], changes: &[(&str, &str)]) -> String {
+pub(super) fn refused_start(manifests: &[(&str, String)], changes: &[(&str, &str)]) -> String {
     let directory = tempfile::tempdir().unwrap();
     for (name, manifest) in manifests {
         std::fs::write(directory.path().join(format!("{name}.yaml")), manifest).unwrap();
@@ -342,7 +342,7 @@ fn refused_start(manifests: &[(&str, String)], changes: &[(&str, &str)]) -> Stri
     said
 }
 
-fn manifest(name: &str, prefix: &str) -> String {
+pub(super) fn manifest(name: &str, prefix: &str) -> String {
     format!(
         "family: stable-diffusion-1\ncheckpoint: {name}\ndefaults: {{model: {name}, steps: 1, guidance_scale: 1.0, \
          scheduler: ddim, width: 64, height: 64, seed: 1, prefix: {prefix}}}\n"

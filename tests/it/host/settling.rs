@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use atelier::host::answer::Ended;
 use atelier::host::cause::Cause;
-use atelier::host::dispatch::{Assignment, Dispatcher, intake};
+use atelier::host::dispatch::{Assignment, Dispatcher, HandlerPlace, intake};
 use atelier::host::ended::{End, EndedJob};
 use atelier::host::jobs::Jobs;
+use atelier::host::sharing;
 use atelier::job::notification::{AssetResult, Kind, Message, Notification, TryOnResult};
 use atelier::job::outcome::{JobError, Problem, Record, StoredImage};
 use atelier::job::task::tryon::Requester;
@@ -21,6 +22,9 @@ use super::http::catalogue;
 use super::shelf::{Does, Shelf};
 use super::{HostProcess, WAIT_LIMIT, eventually, job};
 use crate::bucket::Trouble;
+
+/// The only handler, of the only model.
+const ALONE: HandlerPlace = HandlerPlace { model: 0, share: None };
 
 /// What a queue that does this is asked for one message that a function has taken.
 async fn asked(action: &'static str, does: Does) -> Vec<&'static str> {
@@ -216,7 +220,7 @@ async fn what_nobody_took_while_no_host_was_there_is_given_up_after_three_rounds
             message.attempt = 2;
             message.sent = Some(ago(sent_hours_ago));
         });
-        let (dispatcher, _cancels) = Dispatcher::new(vec![0], 1, Arc::new(Jobs::default()));
+        let (dispatcher, _cancels) = Dispatcher::new(&[ALONE], 1, &sharing::Settings::default(), Arc::new(Jobs::default()));
         if sent_hours_ago == 0 {
             // What would wait here is handed back.
             bench.acknowledger.outbox.draining.cancel();
@@ -252,7 +256,7 @@ async fn a_source_that_does_not_close_keeps_no_host_from_ending() {
     let shelf = Arc::new(Shelf::that("close", Does::Hang));
     let stop = CancellationToken::new();
     stop.cancel();
-    let (dispatcher, _cancels) = Dispatcher::new(vec![0], 1, Arc::new(Jobs::default()));
+    let (dispatcher, _cancels) = Dispatcher::new(&[ALONE], 1, &sharing::Settings::default(), Arc::new(Jobs::default()));
     let bench = Bench::open(|_| ()).await;
     let ended = intake::run(shelf.clone(), bench.acknowledger.clone(), dispatcher, Arc::new(catalogue()), stop);
     tokio::time::timeout(WAIT_LIMIT, ended).await.expect("half a minute is for the source to close");

@@ -354,7 +354,10 @@ class ModelState(BaseModel):
         populate_by_name=True,
     )
     name: str
-    status: Literal['hot', 'loading', 'failed']
+    status: Literal['hot', 'unloaded', 'loading', 'failed']
+    """
+    unloaded: others have the memory of its device; it is loaded when a job needs it.
+    """
     model_loaded: bool
 
 
@@ -414,7 +417,10 @@ class ServedModel(BaseModel):
     model_type: str
     backend: str
     tasks: list[Literal['generate', 'tryon', 'edit']]
-    status: Literal['hot', 'loading', 'failed']
+    status: Literal['hot', 'unloaded', 'loading', 'failed']
+    """
+    unloaded: others have the memory of its device; it is loaded when a job needs it.
+    """
     model_loaded: bool
     modes: list[Literal['fp8', 'lora', 'base']] | None = None
     """
@@ -1130,5 +1136,5 @@ class Readiness(BaseModel):
     """
     models: Annotated[list[ModelState], Field(min_length=1)]
     """
-    Each model that is served; hot when all of them are.
+    Each model that is served; hot when all of them are, or can be loaded in turns.
     """
