@@ -15,7 +15,7 @@ use super::{Http, Settings, idempotency};
 use crate::host::job_service::Model;
 use crate::job::metadata::Metadata;
 use crate::job::outcome::JobError;
-use crate::job::request::{weight, without_mark};
+use crate::job::request::{duplicates, weight, without_mark};
 use crate::job::trace::{TRACEPARENT, Trace};
 use crate::job::{Job, JobId};
 use crate::shown;
@@ -160,6 +160,7 @@ fn with_images(bytes: &[u8], takes: Takes) -> Result<Option<Draft>, Problem> {
     weight::check(bytes).map_err(|problem| Problem::too_large(&format!("the body is too much to parse: {problem}")))?;
     let (_, hollow) = Metadata::taken_out(bytes);
     let Ok(Value::Object(mut message)) = serde_json::from_slice(&hollow) else { return Ok(None) };
+    duplicates::check(&hollow).map_err(Problem::from)?;
     // Null is as good as nothing, here as in the job's own reading.
     if message.get("task").is_some_and(Value::is_null) {
         message.shift_remove("task");

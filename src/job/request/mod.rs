@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 mod controls;
+pub mod duplicates;
 mod edit;
 pub mod envelope;
 mod field;
@@ -116,7 +117,7 @@ impl Job {
             return Err(no_object(format!(", got {}", shown::json(&value))));
         }
         let defaults = defaults.of(&value);
-        let checked = metadata.as_ref().map_or(Ok(()), Metadata::check);
+        let checked = duplicates::check(&body).and_then(|()| metadata.as_ref().map_or(Ok(()), Metadata::check));
         // A refusal is no place for metadata that are too large.
         let kept = metadata.clone().filter(|_| checked.is_ok());
         let read = checked.and_then(|()| read(&value, defaults));

@@ -129,6 +129,7 @@ async fn bad_bodies() {
     let long = "x".repeat(2_001);
     let cases: Vec<Case> = vec![
         ("this is not JSON".into(), "invalid_request", "body", "must be a JSON object"),
+        (r#"{"job_id": "twice", "prompt": "x", "seed": 1, "seed": 2}"#.into(), "invalid_request", "seed", "comes twice"),
         (body("a", "widht", json!(64)), "invalid_request", "widht", "is not a field"),
         (body("b", "width", json!(100)), "invalid_request", "width", "a multiple of 8 from 64 to 2048"),
         (body("c", "height", json!(1_000_000)), "invalid_request", "height", "a multiple of 8 from 64 to 2048"),

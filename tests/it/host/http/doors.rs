@@ -256,3 +256,15 @@ async fn a_compressed_body_is_refused_as_what_it_is() {
     let identity = front.request(Method::POST, "/generate").header("content-encoding", "identity");
     assert_eq!(read(identity.json(&generate("job-1"))).await.0, StatusCode::ACCEPTED);
 }
+
+#[tokio::test]
+async fn a_field_that_comes_twice_is_named_whichever_path_it_comes_to() {
+    let front = Front::open().await;
+    let body = r#"{"job_id": "job-1", "prompt": "x", "seed": 1, "seed": 2}"#;
+    for path in ["/generate", "/tryon", "/edit", "/infer"] {
+        let request = front.request(Method::POST, path).header("content-type", "application/json");
+        let (status, answer) = read(request.body(body)).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}");
+        assert_problem(&answer, "invalid_request", Some("seed"), "comes twice");
+    }
+}
