@@ -39,6 +39,21 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The authority's address; none: no one is asked.
+    ///
+    /// # Errors
+    /// When it is no address.
+    pub(super) fn url(&self) -> Result<Option<Url>, SettingError> {
+        let Some(address) = &self.url else { return Ok(None) };
+        let url = Url::parse(address).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
+        url.map(Some).ok_or_else(|| {
+            let problem = format!("must be an address such as https://timestamp.example.com, and is {}", shown::text(address));
+            SettingError::new(URL, problem)
+        })
+    }
+}
+
 /// Who says when something was signed.
 pub(super) struct Authority {
     url: Url,
@@ -51,12 +66,8 @@ impl Authority {
     /// # Errors
     /// Names the setting, when it is no address.
     pub(super) fn new(settings: &Settings) -> Result<Option<Self>, SettingError> {
-        let Some(address) = &settings.url else { return Ok(None) };
+        let Some(url) = settings.url()? else { return Ok(None) };
         let wrong = |problem: String| SettingError::new(URL, problem);
-        let url = Url::parse(address).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
-        let url = url.ok_or_else(|| {
-            wrong(format!("must be an address such as https://timestamp.example.com, and is {}", shown::text(address)))
-        })?;
         let timeout = Duration::from_millis(settings.timeout_ms);
         let client = authorities::client().timeout(timeout).redirect(reqwest::redirect::Policy::none()).build();
         let client = client.map_err(|error| wrong(format!("the HTTPS client could not be set up: {error:?}")))?;

@@ -215,5 +215,8 @@ fn what_is_no_address_is_refused_at_start() {
         let settings = Settings { timestamp: asking(url, 300), ..settings(&authority) };
         let problem = ready::signing(&settings).err().expect("must be refused").to_string();
         assert!(problem.starts_with("content_credentials.timestamp.url: must be an address such as"), "{problem}");
+        // Also where no one signs yet.
+        let alone = Settings { timestamp: asking(url, 300), ..Settings::default() };
+        assert_eq!(ready::signing(&alone).err().expect("must be refused").to_string(), problem);
     }
 }
