@@ -5,7 +5,7 @@
 Nothing is computed: the models stand on torch's meta device. *Eager*: each operator that makes or changes a tensor is one operation, which reads its inputs and
 writes its outputs once; a convolution's bias is another, as ATen adds it behind cuDNN (aten/src/ATen/native/Convolution.cpp). *Compiled*: products, convolutions and
 attention stay alone, and whatever lies between them, as far as it is connected, is one kernel, which reads what comes from outside and writes what is read
-outside: no scheduler does better. Attention is one kernel, which keeps no scores, in both. Weights and activations are in f16, try-ons in bf16; a step of
+outside; nothing is computed behind a product but its bias (max-autotune may do more there). Attention is one kernel, which keeps no scores, in both. Weights and activations are in f16, try-ons in bf16; a step of
 Stable Diffusion is guided, at 512x512; a look of Qwen-Image-Edit is that at 1024x1024 with one reference, and as many tokens of text as bench/gpu-counts has. Prints a table beside results/gpu-traced.json,
 which --write replaces; fails where they differ.
 """
@@ -81,7 +81,8 @@ def is_view(node):
 
 
 def traced(module, *inputs):
-    """The operators of one forward pass, in their order; views are left out. `sources` of each: the operators whose tensors it reads."""
+    """The operators of one forward pass, in their order; views are left out. With each the nodes that it reads, and the operator that made what each of them
+    shows; none where that is an input or a weight."""
     plain, F.scaled_dot_product_attention = F.scaled_dot_product_attention, attend
     try:
         with torch.no_grad():
@@ -95,7 +96,7 @@ def traced(module, *inputs):
             source[node] = next((source.get(read) for read in node.all_input_nodes), None) if node.op == "call_function" else None
             continue
         source[node] = node
-        operators.append((node, {source[read] for read in node.all_input_nodes} - {None}))
+        operators.append((node, {read: source.get(read) for read in node.all_input_nodes}))
     return operators
 
 
@@ -132,7 +133,8 @@ def compiled(operators):
             node = group[node]
         return node
 
-    for node, sources in operators:
+    for node, reads in operators:
+        sources = set(reads.values()) - {None}
         level[node] = max((level[source] + (source in alone) for source in sources), default=0)
         group[node] = node
         if node not in alone:
@@ -141,18 +143,17 @@ def compiled(operators):
                     group[root(source)] = node
     moved = collections.defaultdict(lambda: ({}, {}))
     readers = collections.defaultdict(set)
-    for node, sources in operators:
-        for source in sources:
+    for node, reads in operators:
+        for source in set(reads.values()) - {None}:
             readers[source].add(node)
-    for node, sources in operators:
+    for node, reads in operators:
         inputs, outputs = moved[root(node)]
         # A convolution's bias is added by what follows, a product's by the product.
         bias = node.args[2] if node.target is aten.convolution.default else None
-        for read in node.all_input_nodes:
-            for tensor in tensors(read) if read is not bias else []:
-                owner = next((source for source in sources if source is read), None)
-                if owner is None or owner in alone or root(owner) is not root(node) or node in alone:
-                    inputs[id(tensor) if owner is None else owner] = size(tensor)
+        for read, owner in reads.items():
+            stays = owner is not None and owner not in alone and node not in alone and root(owner) is root(node)
+            if read is not bias and not stays:
+                inputs[read if owner is None else owner] = sum(map(size, tensors(read)))
         if node in alone or not readers[node] or any(root(reader) is not root(node) or reader in alone for reader in readers[node]):
             outputs[node] = sum(map(size, tensors(node)[:1]))
     for node, (inputs, outputs) in moved.items():

@@ -16,7 +16,7 @@ use super::learned_word::Bundled;
 use super::lora::{Lora, LoraError};
 use super::packed::{unpacked, unpacked_name};
 use super::recent::Recent;
-use super::weights::joint::join_over;
+use super::weights::joint::{is_joint, join_over};
 use super::weights::{Shapes, Tensors, Weights};
 use super::{AlphaSource, EngineError, LoraFile};
 
@@ -227,7 +227,7 @@ fn fill(overlay: &Tensors, other: &Tensors) -> Result<(), EngineError> {
 
 /// By name, the first of those whose names begin with one of `prefixes`.
 pub(super) fn first_not_finite(tensors: &Tensors, prefixes: &[&str]) -> candle_core::Result<Option<String>> {
-    let chosen = tensors.keys().filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+    let chosen = tensors.keys().filter(|name| !is_joint(name) && prefixes.iter().any(|prefix| name.starts_with(prefix)));
     let mut names: Vec<&String> = chosen.collect();
     names.sort();
     for name in names {

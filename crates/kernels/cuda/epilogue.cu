@@ -13,36 +13,45 @@ struct alignas(16) Pack {
 static __device__ __forceinline__ int64_t thread_of_grid() { return blockIdx.x * (int64_t)THREADS + threadIdx.x; }
 static __device__ __forceinline__ int64_t threads_of_grid() { return gridDim.x * (int64_t)THREADS; }
 
-// values, residual: (..., channels, places), or (..., places, channels) where channels is not 0; residual may be null. bias: of all channels, or of
-// those of each image. Blocks of 256 threads.
-template <typename T>
-static __device__ void add_bias(T *values, const T *bias, const T *residual, int64_t count, int places, int biases, int channels) {
-  constexpr int SIZE = Pack<T>::SIZE;
-  const int64_t image = (int64_t)places * channels;
-  const auto of = [&](int64_t i) -> const T * {
+// As `add_bias`, with places counted in I.
+template <typename I, typename T>
+static __device__ __forceinline__ void add_bias_by(T *values, const T *bias, const T *residual, I count, I places, I biases, I channels) {
+  constexpr I SIZE = Pack<T>::SIZE;
+  const I image = places * channels, first = (I)thread_of_grid(), step = (I)threads_of_grid();
+  const auto of = [&](I i) -> const T * {
     if (channels == 0) return bias + i / places % biases;
     return bias + i / image * channels % biases + i % channels;
   };
   const bool together = channels ? channels % SIZE == 0 : places % SIZE == 0 || (places == 1 && biases % SIZE == 0);
   if (count % SIZE == 0 && together) {
     const bool differ = channels || places == 1;
-    for (int64_t i = thread_of_grid() * SIZE; i < count; i += threads_of_grid() * SIZE) {
+    for (I i = first * SIZE; i < count; i += step * SIZE) {
       Pack<T> pack = *reinterpret_cast<const Pack<T> *>(values + i), before;
       if (residual) before = *reinterpret_cast<const Pack<T> *>(residual + i);
       const T *raise = of(i);
 #pragma unroll
-      for (int j = 0; j < SIZE; j++) {
+      for (int j = 0; j < Pack<T>::SIZE; j++) {
         const float sum = wide(pack.values[j]) + wide(raise[differ ? j : 0]);
         narrow(residual ? wide(before.values[j]) + sum : sum, &pack.values[j]);
       }
       *reinterpret_cast<Pack<T> *>(values + i) = pack;
     }
   } else {
-    for (int64_t i = thread_of_grid(); i < count; i += threads_of_grid()) {
+    for (I i = first; i < count; i += step) {
       const float sum = wide(values[i]) + wide(*of(i));
       narrow(residual ? wide(residual[i]) + sum : sum, &values[i]);
     }
   }
+}
+
+// values, residual: (..., channels, places), or (..., places, channels) where channels is not 0; residual may be null. bias: of all channels, or of
+// those of each image. Blocks of 256 threads. Divisions of 64 bits would take longer than the memory does.
+template <typename T>
+static __device__ void add_bias(T *values, const T *bias, const T *residual, int64_t count, int places, int biases, int channels) {
+  if (count < 1 << 30)
+    add_bias_by<uint32_t>(values, bias, residual, (uint32_t)count, (uint32_t)places, (uint32_t)biases, (uint32_t)channels);
+  else
+    add_bias_by<uint64_t>(values, bias, residual, (uint64_t)count, (uint64_t)places, (uint64_t)biases, (uint64_t)channels);
 }
 
 // The exact gelu (Hendrycks and Gimpel 2016).

@@ -31,59 +31,63 @@ static __device__ void norm(const T *input, const T *weight, const T *bias, T *o
   }
 }
 
-// The values of a group where the channels are last, each thread SIZE neighbours at a time: visit(channel within the group, values of the image before it).
-template <int SIZE, typename VISIT>
-static __device__ __forceinline__ void each_last(int in_group, int channels, int places, VISIT visit) {
-  const int packs = in_group / SIZE, further = THREADS / packs, rest = THREADS % packs;
-  int pack = threadIdx.x % packs;
-  for (int64_t place = threadIdx.x / packs; place < places;) {
-    visit(pack * SIZE, (size_t)place * channels);
-    pack += rest;
-    place += further + (pack >= packs);
-    if (pack >= packs) pack -= packs;
-  }
-}
-
 template <typename T, int SIZE>
 struct alignas(SIZE * sizeof(T)) Neighbours {
   T values[SIZE];
 };
 
-// input, out: (B, places, channels); weight, bias: (channels). Grid (groups, B), 512 threads.
+// input, out: (B, places, channels); weight, bias: (channels). Grid (groups, B), 512 threads. A thread takes SIZE neighbouring channels, always the same
+// ones, of as many places as there are threads left; what does not go into 512 threads has nothing to do.
 template <typename T, int SIZE>
 static __device__ __forceinline__ void norm_last(const T *input, const T *weight, const T *bias, T *out, int channels, int groups, int places, float eps,
                                                  int silu) {
   using Values = Neighbours<T, SIZE>;
-  const int in_group = channels / groups, first_channel = blockIdx.x * in_group;
-  const int64_t count = (int64_t)in_group * places;
+  const int in_group = channels / groups, first_channel = blockIdx.x * in_group, packs = in_group / SIZE;
+  const int together = packs < THREADS ? THREADS / packs : 1;
+  const int first_pack = packs < THREADS ? threadIdx.x % packs : threadIdx.x;
+  const int place_of_thread = packs < THREADS ? threadIdx.x / packs : 0;
+  const int first_place = place_of_thread < together ? place_of_thread : places;
   const size_t first = (size_t)blockIdx.y * channels * places + first_channel;
-  const T *from = input + first;
-  T *to = out + first;
-  const float around = wide(from[0]);
+  const float around = wide(input[first]);
   float2 sums = make_float2(0, 0);
-  each_last<SIZE>(in_group, channels, places, [&](int channel, size_t place) {
-    const Values values = *reinterpret_cast<const Values *>(from + place + channel);
+  for (int pack = first_pack; pack < packs; pack += THREADS) {
+    const T *from = input + first + pack * SIZE;
+#pragma unroll 4
+    for (int place = first_place; place < places; place += together) {
+      const Values values = *reinterpret_cast<const Values *>(from + (size_t)place * channels);
 #pragma unroll
-    for (int j = 0; j < SIZE; j++) {
-      const float difference = wide(values.values[j]) - around;
-      sums.x += difference;
-      sums.y += difference * difference;
+      for (int j = 0; j < SIZE; j++) {
+        const float difference = wide(values.values[j]) - around;
+        sums.x += difference;
+        sums.y += difference * difference;
+      }
     }
-  });
+  }
   sums = block_sum<THREADS>(sums);
+  const float count = (float)in_group * places;
   const float shift = sums.x / count, mean = around + shift;
   const float scale = rsqrtf(fmaxf(sums.y / count - shift * shift, 0.0f) + eps);
-  each_last<SIZE>(in_group, channels, places, [&](int channel, size_t place) {
-    Values values = *reinterpret_cast<const Values *>(from + place + channel);
+  for (int pack = first_pack; pack < packs; pack += THREADS) {
+    const size_t at = first + pack * SIZE;
+    float factor[SIZE], summand[SIZE];
 #pragma unroll
     for (int j = 0; j < SIZE; j++) {
-      const int of = first_channel + channel + j;
-      float value = (wide(values.values[j]) - mean) * scale * wide(weight[of]) + wide(bias[of]);
-      if (silu) value = value / (1 + expf(-value));
-      narrow(value, &values.values[j]);
+      const int channel = first_channel + pack * SIZE + j;
+      factor[j] = scale * wide(weight[channel]);
+      summand[j] = wide(bias[channel]);
     }
-    *reinterpret_cast<Values *>(to + place + channel) = values;
-  });
+#pragma unroll 4
+    for (int place = first_place; place < places; place += together) {
+      Values values = *reinterpret_cast<const Values *>(input + at + (size_t)place * channels);
+#pragma unroll
+      for (int j = 0; j < SIZE; j++) {
+        float value = (wide(values.values[j]) - mean) * factor[j] + summand[j];
+        if (silu) value = value / (1 + expf(-value));
+        narrow(value, &values.values[j]);
+      }
+      *reinterpret_cast<Values *>(out + at + (size_t)place * channels) = values;
+    }
+  }
 }
 
 #define KERNEL(NAME, T) \
@@ -93,7 +97,12 @@ static __device__ __forceinline__ void norm_last(const T *input, const T *weight
   } \
   extern "C" __global__ void __launch_bounds__(THREADS) \
       group_norm_last_##NAME(const T *input, const T *weight, const T *bias, T *out, int channels, int groups, int places, float eps, int silu) { \
-    if (channels / groups % 2 == 0) \
+    const int in_group = channels / groups; \
+    if (in_group % 8 == 0 && sizeof(T) == 2) \
+      norm_last<T, 16 / sizeof(T)>(input, weight, bias, out, channels, groups, places, eps, silu); \
+    else if (in_group % 4 == 0) \
+      norm_last<T, 4>(input, weight, bias, out, channels, groups, places, eps, silu); \
+    else if (in_group % 2 == 0) \
       norm_last<T, 2>(input, weight, bias, out, channels, groups, places, eps, silu); \
     else \
       norm_last<T, 1>(input, weight, bias, out, channels, groups, places, eps, silu); \

@@ -17,6 +17,7 @@ struct cudnnFilterStruct {
 };
 struct cudnnActivationStruct {
     cudnnActivationMode_t mode;
+    cudnnNanPropagation_t nan;
 };
 struct cudnnConvolutionStruct {
     int pad[2], stride[2], dilation[2], groups;
@@ -42,6 +43,9 @@ static bool listed(const cudnnTensorStruct &x, const cudnnFilterStruct &w, const
     bool sums = c.compute == CUDNN_DATA_FLOAT || (c.compute == CUDNN_DATA_HALF && x.type == CUDNN_DATA_HALF);
     if (x.type != w.type || x.type != y.type || !sums) return false;
     if (w.format == CUDNN_TENSOR_NCHW) return is_packed(y, false);
+    // SIMCUDA_NHWC=0: as a GPU that has no such kernels.
+    static const bool has_last = !getenv("SIMCUDA_NHWC") || strcmp(getenv("SIMCUDA_NHWC"), "0");
+    if (!has_last) return false;
     return w.format == CUDNN_TENSOR_NHWC && is_packed(x, true) && is_packed(y, true) && x.type != CUDNN_DATA_FLOAT && w.dims[0] % 8 == 0 &&
            w.dims[1] % 8 == 0;
 }
@@ -237,8 +241,9 @@ cudnnStatus_t cudnnDestroyActivationDescriptor(cudnnActivationDescriptor_t d) {
     delete d;
     OK;
 }
-cudnnStatus_t cudnnSetActivationDescriptor(cudnnActivationDescriptor_t d, cudnnActivationMode_t m, cudnnNanPropagation_t, double) {
+cudnnStatus_t cudnnSetActivationDescriptor(cudnnActivationDescriptor_t d, cudnnActivationMode_t m, cudnnNanPropagation_t n, double) {
     d->mode = m;
+    d->nan = n;
     OK;
 }
 // Without an activation only behind one algorithm (legacy API, "cudnnConvolutionBiasActivationForward"). SIMCUDA_EPILOGUES=0: none at all.
@@ -252,7 +257,7 @@ cudnnStatus_t cudnnConvolutionBiasActivationForward(cudnnHandle_t h, const void 
     sim_count(__func__);
     const char *has = getenv("SIMCUDA_EPILOGUES");
     if (has && (!strcmp(has, "0") || !strcmp(has, "late"))) return CUDNN_STATUS_NOT_SUPPORTED_SHAPE;
-    if (*(const float *)alpha != 1 || activation->mode != CUDNN_ACTIVATION_IDENTITY ||
+    if (*(const float *)alpha != 1 || activation->mode != CUDNN_ACTIVATION_IDENTITY || activation->nan != CUDNN_NOT_PROPAGATE_NAN ||
         algorithm != CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM || bd->type != yd->type)
         return CUDNN_STATUS_NOT_SUPPORTED;
     for (int i = 0; i < 4; i++)

@@ -1,5 +1,8 @@
 //! Convolutions by cuDNN with what follows them, as an operation over candle's tensors.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use atelier_kernels::cuda::convolution::{Convolution, ConvolutionError, Convolved};
 use candle_core::cuda_backend::CudaDType;
 use candle_core::{CudaStorage, DType, Error, Result, Shape, Tensor};
@@ -7,6 +10,11 @@ use half::{bf16, f16};
 
 use super::memory_order::{is_best_channels_last, is_channels_last, to_channels_last, with_channels_first, with_channels_last};
 use super::own_kernels::run;
+
+thread_local! {
+    /// What cuDNN does not do with the channels last: it is not asked again. Its handles are one thread's as well.
+    static REFUSED: RefCell<HashSet<(DType, Convolution)>> = RefCell::default();
+}
 
 /// before + (bias + convolution), summed in f32. `images`: (B, in, H, W), `weight`: (out, in, kernel, kernel); `added`: the bias of all images, (out,) or
 /// (1, out), or of each, (B, out), and (B, out, H, W) before it; all in the same format. Where the weight's channels lie last, so do those of what comes out.
@@ -47,10 +55,16 @@ impl Operands<'_> {
             let output = self.run::<T>(sides)?;
             return output.ok_or_else(|| Error::msg("cuDNN refuses images with their channels first"));
         }
-        match self.run::<T>(Convolution { channels_last: true, ..sides })? {
-            Some(output) => with_channels_first(&output),
-            None => to_channels_last(&self.run::<T>(sides)?.ok_or_else(|| Error::msg("cuDNN refuses images in either order"))?),
+        let last = Convolution { channels_last: true, ..sides };
+        let is_refused = REFUSED.with_borrow(|refused| refused.contains(&(self.images.dtype(), last)));
+        if !is_refused && let Some(output) = self.run::<T>(last)? {
+            return with_channels_first(&output);
         }
+        if !is_refused {
+            tracing::warn!(convolution = ?last, "cuDNN refuses it with the channels last: it takes longer");
+            REFUSED.with_borrow_mut(|refused| refused.insert((self.images.dtype(), last)));
+        }
+        to_channels_last(&self.run::<T>(sides)?.ok_or_else(|| Error::msg("cuDNN refuses images in either order"))?)
     }
 
     /// With the channels first.

@@ -4,16 +4,17 @@ use candle_core::{Result, Tensor};
 
 use crate::device::{self, is_channels_last, to_channels_last, with_channels_first, with_channels_last};
 
-/// `one` and `other`, of one shape, the latter brought into the order of the former: in that order, and whether the channels are last.
+/// Both in the order in which their values lie, and whether the channels are last there: where they are so in one of them.
 fn in_one_order(one: &Tensor, other: &Tensor) -> Result<([Tensor; 2], bool)> {
-    let is_last = is_channels_last(one);
+    let is_last = is_channels_last(one) || is_channels_last(other);
     if !is_last {
         return Ok(([one.clone(), other.clone()], false));
     }
-    Ok(([with_channels_last(one)?, with_channels_last(&to_channels_last(other)?)?], true))
+    let last = |images: &Tensor| with_channels_last(&to_channels_last(images)?);
+    Ok(([last(one)?, last(other)?], true))
 }
 
-/// The sum of two images, (B, C, H, W) or (1, C, H, W) the latter; it lies as the former.
+/// The sum of two images, (B, C, H, W) or (1, C, H, W) the latter.
 pub(crate) fn sum(one: &Tensor, other: &Tensor) -> Result<Tensor> {
     let ([one, other], is_last) = in_one_order(one, other)?;
     let sum = one.broadcast_add(&other)?;
@@ -81,6 +82,7 @@ mod tests {
                 for (name, ours, exact) in [
                     ("joined", joined(&one_last, &other_last)?, Tensor::cat(&[&one, &other], 1)?),
                     ("of two orders", joined(&one_last, &other)?, Tensor::cat(&[&one, &other], 1)?),
+                    ("of two others", joined(&one, &other_last)?, Tensor::cat(&[&one, &other], 1)?),
                     ("doubled", enlarged(&other_last, 6, 10)?, other.upsample_nearest2d(6, 10)?),
                     ("enlarged", enlarged(&one_last, 5, 9)?, one.upsample_nearest2d(5, 9)?),
                     ("summed", sum(&one_last, &one)?, (&one + &one)?),

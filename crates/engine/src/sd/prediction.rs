@@ -14,7 +14,7 @@ use super::steering::Steering;
 use super::tiling::Tiling;
 use super::unet::UnetOutput;
 use crate::EngineError;
-use crate::device::{as_it_lies, keeping_uploads, with_channels_first};
+use crate::device::{keeping_uploads, with_channels_first, with_channels_last};
 use crate::graphs::{Graphs, Kind};
 
 /// Predictions for one batch at some timesteps; what they have in common is worked out once.
@@ -136,7 +136,7 @@ impl Predictor<'_> {
         Ok(keeping_uploads(self.device, latents.dims(), || match self.inputs(latents, (step, deep), &active)? {
             Some(inputs) if deep.is_empty() && self.keeps_deep => {
                 let kind = self.kind(&active, Depth::Kept);
-                let packed = self.graphs.repeat(kind, &inputs, |inputs| packed(&self.predict_by(inputs, &active, 0)?))?;
+                let packed = self.graphs.repeat(kind, &inputs, |inputs| self.packed(&self.predict_by(inputs, &active, 0)?))?;
                 self.unpacked(&packed, latents)
             }
             Some(inputs) => {
@@ -175,7 +175,18 @@ impl Predictor<'_> {
         Kind { module: self.module, choices: plain.into_iter().chain(self.nets.modules(active)).collect() }
     }
 
-    /// What [`packed`] has made one of a look at `latents`.
+    /// All tensors of a look as one of f32, which holds every value of f16 and bf16.
+    fn packed(&self, seen: &Seen) -> candle_core::Result<Tensor> {
+        let (_, _, is_channels_last) = self.nets.of_deep();
+        let mut flat = vec![seen.output.to_dtype(DType::F32)?.flatten_all()?];
+        for deep in &seen.deep {
+            let deep = if is_channels_last { with_channels_last(deep)? } else { deep.clone() };
+            flat.push(deep.to_dtype(DType::F32)?.flatten_all()?);
+        }
+        Tensor::cat(&flat, 0)
+    }
+
+    /// What [`Self::packed`] has made one of a look at `latents`.
     fn unpacked(&self, packed: &Tensor, latents: &Tensor) -> candle_core::Result<Seen> {
         let (images, _, height, width) = latents.dims4()?;
         let (channels, dtype, is_channels_last) = self.nets.of_deep();
@@ -272,7 +283,10 @@ impl Predictor<'_> {
                     Ok((output, deep))
                 });
                 let (outputs, deep): (Vec<_>, Vec<_>) = each.collect::<candle_core::Result<Vec<_>>>()?.into_iter().unzip();
-                Ok(UnetOutput { output: Tensor::cat(&outputs, 0)?, deep: Tensor::cat(&deep, 0)? })
+                let output = Tensor::cat(&outputs, 0)?;
+                // Nobody looks at it where it is not kept.
+                let deep = if self.keeps_deep { Tensor::cat(&deep, 0)? } else { output.clone() };
+                Ok(UnetOutput { output, deep })
             }
         }
     }
@@ -284,13 +298,6 @@ enum Depth {
     Unasked,
     Kept,
     Given,
-}
-
-/// All tensors of a look as one of f32, which holds every value of f16 and bf16; each as it lies.
-fn packed(seen: &Seen) -> candle_core::Result<Tensor> {
-    let all = [&seen.output].into_iter().chain(&seen.deep);
-    let flat = all.map(|tensor| as_it_lies(tensor)?.to_dtype(DType::F32)?.flatten_all());
-    Tensor::cat(&flat.collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 
 /// The input of a UNet that edits, (N, 8, H, W), with zeros for the image.

@@ -12,7 +12,7 @@ use cudarc::cudnn::sys::cudnnActivationMode_t::CUDNN_ACTIVATION_IDENTITY;
 use cudarc::cudnn::sys::cudnnConvolutionFwdAlgo_t::{
     CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM, CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
 };
-use cudarc::cudnn::sys::cudnnNanPropagation_t::CUDNN_PROPAGATE_NAN;
+use cudarc::cudnn::sys::cudnnNanPropagation_t::CUDNN_NOT_PROPAGATE_NAN;
 use cudarc::cudnn::sys::{cudnnConvolutionFwdAlgo_t, cudnnConvolutionMode_t, cudnnMathType_t, cudnnTensorFormat_t};
 use cudarc::cudnn::{
     ActivationDescriptor, ConvBiasActivationForward, ConvDescriptor, ConvForward, Cudnn, CudnnDataType, CudnnError,
@@ -32,6 +32,9 @@ const FOLLOWED: cudnnConvolutionFwdAlgo_t = CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_
 
 /// Statuses of cuDNN by their thousands: `BAD_PARAM` and `NOT_SUPPORTED`, with the reasons behind them (`cudnn_graph.h`). Nothing was written.
 const REFUSALS: [u32; 2] = [2, 3];
+
+/// `INTERNAL_ERROR`, plainly or of a kernel that cuDNN compiles itself: neither the device nor its memory is at fault.
+const OWN_FAILURES: [u32; 2] = [4000, 4001];
 
 /// Values that are convolved.
 pub trait Convolved: Element + CudnnDataType + Sized + 'static {
@@ -83,10 +86,10 @@ pub enum ConvolutionError {
 }
 
 impl ConvolutionError {
-    /// Whether cuDNN does not do it so, and nothing was written.
+    /// Whether cuDNN does not do it so: images in another order may be done.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Cudnn(error) if is_refused(*error))
+        matches!(self, Self::Cudnn(error) if is_refused(*error) || OWN_FAILURES.contains(&(error.0 as u32)))
     }
 }
 
@@ -194,7 +197,7 @@ impl Convolution {
             workspace_bytes: 0,
             // One place of each channel, which lies the same in either order: as frameworks describe it.
             bias: cudnn.create_4d_tensor::<T>(cudnnTensorFormat_t::CUDNN_TENSOR_NCHW, sides([1, self.out_channels, 1, 1]))?,
-            activation: cudnn.create_activation(CUDNN_ACTIVATION_IDENTITY, CUDNN_PROPAGATE_NAN, 0.0)?,
+            activation: cudnn.create_activation(CUDNN_ACTIVATION_IDENTITY, CUDNN_NOT_PROPAGATE_NAN, 0.0)?,
             following_workspace_bytes: Cell::new(None),
         };
         plan.convolution.set_math_type(T::MATH)?;
