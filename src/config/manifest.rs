@@ -31,11 +31,10 @@ pub struct Manifest {
     #[serde(deserialize_with = "relative")]
     pub checkpoint: PathBuf,
     /// One file with all weights under the names of Stable Diffusion's first release, relative to the manifest; of a flow the transformer alone, which
-    /// may be GGUF.
-    /// Without it the weights lie in the checkpoint's directory.
+    /// may be GGUF. Without it the weights lie in the checkpoint's directory.
     #[serde(default, deserialize_with = "relative_if_any")]
     pub weights: Option<PathBuf>,
-    /// Z-Image and FLUX.1: a GGUF file with the weights of the large text encoder, Qwen3 or T5, relative to the manifest.
+    /// Z-Image and FLUX: a GGUF file with the weights of the large text encoder, Qwen3 or T5, relative to the manifest.
     #[serde(default, deserialize_with = "relative_if_any")]
     pub text_encoder: Option<PathBuf>,
     /// The licence of the weights, which goes into every record: a name that people know, such as `CreativeML OpenRAIL-M`.
@@ -60,7 +59,7 @@ pub struct Manifest {
     /// Try-on: the largest short side that the model generates well, whatever resolution a job asks for.
     #[serde(default)]
     pub max_short_side_px: Option<u32>,
-    /// Edits: pixels of a result whose job gives no size, in the ratio of the first image; none: 1024x1024, as the checkpoint's own pipeline.
+    /// Edits: pixels of a result whose job gives no size, in the ratio of the first image; none: as the checkpoint's own pipeline.
     #[serde(default)]
     pub edit_px: Option<u32>,
     /// What looks at images before and after they are generated.
@@ -101,8 +100,8 @@ pub struct Checker {
     pub categories: Categories,
 }
 
-const WEIGHTS: &str =
-    "is for family stable-diffusion-1, stable-diffusion-xl, z-image or flux; name a transformer in one file under modes";
+const WEIGHTS: &str = "is for family stable-diffusion-1, -xl, z-image, flux or flux2; name a transformer in one file in modes";
+const GGUF_WEIGHTS: &str = "is GGUF, which is read for families z-image, flux and flux2 alone; take a .safetensors file";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum Family {
@@ -124,6 +123,9 @@ pub enum Family {
     /// T5 and CLIP, FLUX.1's transformer, `AutoencoderKL` (`FluxPipeline`).
     #[serde(rename = "flux")]
     Flux,
+    /// Qwen3, FLUX.2 klein's transformer, `AutoencoderKLFlux2`, with references or without (`Flux2KleinPipeline`).
+    #[serde(rename = "flux2")]
+    Flux2,
 }
 
 /// Which of the engines a family is for.
@@ -147,6 +149,7 @@ impl Family {
             Self::QwenImage => ("qwen-image", Kind::Qwen),
             Self::ZImage => ("z-image", Kind::Flow),
             Self::Flux => ("flux", Kind::Flow),
+            Self::Flux2 => ("flux2", Kind::Flow),
         }
     }
 
@@ -327,9 +330,7 @@ impl Manifest {
         }
         Ok(())
     }
-}
 
-impl Manifest {
     fn check_segmenter(&self) -> Result<(), String> {
         let Some(segmenter) = &self.segmenter else { return Ok(()) };
         if self.family != Family::QwenImageEdit {
@@ -346,11 +347,9 @@ impl Manifest {
         let is_flow = self.family.kind() == Kind::Flow;
         let is_gguf = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "gguf");
         match &self.text_encoder {
-            Some(_) if !is_flow => Err(("text_encoder", "is for families z-image and flux; leave it out".into())),
+            Some(_) if !is_flow => Err(("text_encoder", "is for families z-image, flux and flux2; leave it out".into())),
             Some(file) if !is_gguf(file) => Err(("text_encoder", "must be a .gguf file".into())),
-            _ if !is_flow && self.weights.as_ref().is_some_and(is_gguf) => {
-                Err(("weights", "is GGUF, which is read for families z-image and flux alone; take a .safetensors file".into()))
-            }
+            _ if !is_flow && self.weights.as_ref().is_some_and(is_gguf) => Err(("weights", GGUF_WEIGHTS.into())),
             _ => Ok(()),
         }
     }
@@ -386,7 +385,7 @@ impl Manifest {
             ("reference_px", self.reference_px.is_some()),
             ("condition_px", self.condition_px.is_some()),
             ("max_short_side_px", self.max_short_side_px.is_some()),
-            ("edit_px", self.edit_px.is_some()),
+            ("edit_px", self.edit_px.is_some() && self.family != Family::Flux2),
         ];
         match unread.into_iter().find(|(_, given)| *given) {
             Some((key, _)) => Err((key, format!("means nothing to family {family}; leave it out"))),

@@ -300,6 +300,7 @@ impl Config {
         let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
         manifest.defaults.tryon = TryOnDefaults { mode, steps, resolution };
         manifest.defaults.has_modes = manifest.family == Family::QwenImage;
+        manifest.defaults.edits_without_modes = manifest.family == Family::Flux2;
         // A job that names no model asks for the one that is served, also where a manifest was copied under another name.
         manifest.defaults.model = self.model.name.clone();
         Ok(manifest)

@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::Job;
 use super::outcome::JobError;
 use super::task::control::{Control, NetName};
+use super::task::edit::Edit;
 use super::task::sampling::StepCache;
 use super::task::scheduler::{Sampler, Scheduler};
 use super::task::tryon::Mode;
-use super::task::{Generate, ModelName, SidePx, Task};
+use super::task::{Generate, GuidanceScale, ModelName, SidePx, Task};
 
 /// Pixels of a side that one token of a flow stands for.
 const TOKEN_PX: u32 = 16;
@@ -25,6 +26,8 @@ pub enum Capabilities {
     Text(Vec<Mode>),
     /// Images from text, by a flow without modes that was distilled over guidance and takes LoRAs.
     Flow,
+    /// The same, and edits.
+    EditFlow,
     /// Try-ons and edits in these modes, whose weights are loaded.
     Edit(Vec<Mode>),
 }
@@ -51,6 +54,7 @@ impl Capabilities {
     pub fn tasks(&self) -> &'static [&'static str] {
         match self {
             Self::Generate | Self::Steered(_) | Self::Text(_) | Self::Flow => &["generate"],
+            Self::EditFlow => &["generate", "edit"],
             Self::Edit(_) => &["tryon", "edit"],
         }
     }
@@ -59,15 +63,15 @@ impl Capabilities {
     #[must_use]
     pub fn modes(&self) -> &[Mode] {
         match self {
-            Self::Generate | Self::Steered(_) | Self::Flow => &[],
+            Self::Generate | Self::Steered(_) | Self::Flow | Self::EditFlow => &[],
             Self::Text(modes) | Self::Edit(modes) => modes,
         }
     }
 
-    /// Whether jobs may bring adapters of their own.
+    /// Whether generations from text may bring adapters of their own.
     #[must_use]
     pub fn takes_loras(&self) -> bool {
-        matches!(self, Self::Generate | Self::Steered(_) | Self::Flow)
+        matches!(self, Self::Generate | Self::Steered(_) | Self::Flow | Self::EditFlow)
     }
 
     /// The ControlNets that jobs may ask for.
@@ -75,7 +79,7 @@ impl Capabilities {
     pub fn controlnets(&self) -> &[ControlNet] {
         match self {
             Self::Steered(steering) => &steering.controlnets,
-            Self::Generate | Self::Text(_) | Self::Flow | Self::Edit(_) => &[],
+            Self::Generate | Self::Text(_) | Self::Flow | Self::EditFlow | Self::Edit(_) => &[],
         }
     }
 
@@ -84,14 +88,14 @@ impl Capabilities {
     pub fn ip_adapters(&self) -> &[NetName] {
         match self {
             Self::Steered(steering) => &steering.ip_adapters,
-            Self::Generate | Self::Text(_) | Self::Flow | Self::Edit(_) => &[],
+            Self::Generate | Self::Text(_) | Self::Flow | Self::EditFlow | Self::Edit(_) => &[],
         }
     }
 
     /// Whether a guidance scale above 1 and a negative prompt mean something.
     #[must_use]
     pub fn has_guidance(&self) -> bool {
-        !matches!(self, Self::Flow)
+        !matches!(self, Self::Flow | Self::EditFlow)
     }
 
     /// Pixels of which both sides of an image are multiples.
@@ -99,7 +103,7 @@ impl Capabilities {
     pub fn side_multiple_px(&self) -> u32 {
         match self {
             Self::Generate | Self::Steered(_) => SidePx::MULTIPLE_OF as u32,
-            Self::Text(_) | Self::Flow | Self::Edit(_) => TOKEN_PX,
+            Self::Text(_) | Self::Flow | Self::EditFlow | Self::Edit(_) => TOKEN_PX,
         }
     }
 
@@ -117,13 +121,17 @@ impl Capabilities {
         self.check_step_cache(job.task.step_cache())?;
         match (self, &job.task) {
             (Self::Edit(modes), Task::TryOn(tryon)) => check_mode(modes, tryon.mode),
-            (Self::Edit(modes), Task::Edit(edit)) => check_mode(modes, edit.mode),
+            (Self::Edit(modes), Task::Edit(edit)) => edit.mode.map_or(Ok(()), |mode| check_mode(modes, mode)),
             (Self::Text(modes), Task::Generate(generate)) => check_text(modes, generate),
-            (Self::Generate | Self::Steered(_) | Self::Flow, Task::Generate(Generate { mode: Some(_), .. })) => {
+            (
+                Self::Generate | Self::Steered(_) | Self::Flow | Self::EditFlow,
+                Task::Generate(Generate { mode: Some(_), .. }) | Task::Edit(Edit { mode: Some(_), .. }),
+            ) => {
                 let served = model.as_str();
                 invalid("mode", format!("means something only with a model that has modes, which {served} has not"))
             }
-            (Self::Flow, Task::Generate(generate)) => check_flow(generate),
+            (Self::Flow | Self::EditFlow, Task::Generate(generate)) => check_flow(generate),
+            (Self::EditFlow, Task::Edit(edit)) => check_unguided(edit.guidance_scale),
             (Self::Generate | Self::Steered(_), Task::Generate(generate)) => {
                 check_controls(self.controlnets(), generate)?;
                 check_prompts(self.ip_adapters(), generate)
@@ -136,7 +144,7 @@ impl Capabilities {
     fn check_step_cache(&self, asked: Option<StepCache>) -> Result<(), JobError> {
         let has_unet = match self {
             Self::Generate | Self::Steered(_) => true,
-            Self::Text(_) | Self::Flow | Self::Edit(_) => false,
+            Self::Text(_) | Self::Flow | Self::EditFlow | Self::Edit(_) => false,
         };
         let (has, takes) = match asked {
             Some(StepCache::Threshold(_)) if has_unet => ("a UNet", "interval"),
@@ -216,7 +224,11 @@ fn check_text(loaded: &[Mode], generate: &Generate) -> Result<(), JobError> {
 /// Of a flow that was distilled over guidance.
 fn check_flow(generate: &Generate) -> Result<(), JobError> {
     check_sampling(generate, None)?;
-    let scale = generate.guidance_scale.get();
+    check_unguided(generate.guidance_scale)
+}
+
+fn check_unguided(guidance_scale: GuidanceScale) -> Result<(), JobError> {
+    let scale = guidance_scale.get();
     if scale > 1.0 {
         let problem = format!("must be at most 1 with this function's model, which generates without guidance, got {scale}");
         return invalid("guidance_scale", problem);

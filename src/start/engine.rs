@@ -17,6 +17,7 @@ use atelier_engine::classifier::Classifier;
 use atelier_engine::flow;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::flux::Flux;
+use atelier_engine::flow::flux2::Flux2;
 use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::loading::Loading;
 use atelier_engine::lora::alphas::needs_config;
@@ -74,6 +75,10 @@ pub(super) fn start(
             Family::Flux => started(aside, move |device| {
                 let settings = flow(&manifest, dtype, (budget, graphs), &device)?;
                 timed(|| FlowEngine::<Flux>::load(&manifest.checkpoint, settings, device))
+            }),
+            Family::Flux2 => started(aside, move |device| {
+                let settings = flow(&manifest, dtype, (budget, graphs), &device)?;
+                timed(|| FlowEngine::<Flux2>::load(&manifest.checkpoint, settings, device))
             }),
         }
     }

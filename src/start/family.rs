@@ -5,6 +5,7 @@ use crate::config::nets::{ControlNet, IpAdapter};
 use crate::job::task::tryon::Mode;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::flux::Flux;
+use atelier_engine::flow::flux2::Flux2;
 use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::qwen::checkpoint::{ImageCheckpoint, Pipeline};
 use atelier_engine::sd::checkpoint::Checkpoint;
@@ -24,6 +25,7 @@ pub fn check(manifest: &Manifest) -> Result<(), EngineError> {
         Family::QwenImage => ImageCheckpoint::read(checkpoint)?.check_pipeline(Pipeline::Text),
         Family::ZImage => FlowEngine::<ZImage>::check(checkpoint),
         Family::Flux => FlowEngine::<Flux>::check(checkpoint),
+        Family::Flux2 => FlowEngine::<Flux2>::check(checkpoint),
     }
 }
 
@@ -41,7 +43,9 @@ pub fn check_weights(manifest: &Manifest, modes: &[Mode]) -> Result<(), EngineEr
     let mut components = match manifest.family {
         Family::StableDiffusion1 => vec!["unet", "vae", "text_encoder"],
         Family::StableDiffusionXl => vec!["unet", "vae", "text_encoder", "text_encoder_2"],
-        Family::QwenImageEdit | Family::QwenImage | Family::ZImage => vec!["transformer", "vae", "text_encoder"],
+        Family::QwenImageEdit | Family::QwenImage | Family::ZImage | Family::Flux2 => {
+            vec!["transformer", "vae", "text_encoder"]
+        }
         Family::Flux => vec!["transformer", "vae", "text_encoder", "text_encoder_2"],
     };
     let replaces_all = matches!(manifest.family, Family::StableDiffusion1 | Family::StableDiffusionXl);

@@ -128,11 +128,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         capabilities: capabilities.clone(),
         upscalers: upscalers.clone(),
         segmenter: segmenter.clone(),
-        preprocess: Preprocess {
-            max_short_side_px: manifest.max_short_side_px,
-            edit_px: manifest.edit_px,
-            ..config.workflow.preprocess
-        },
+        preprocess: preprocess(config, &manifest),
         postprocess: config.workflow.postprocess,
         user_steps,
         text_style,
@@ -211,6 +207,16 @@ fn signing(config: &Config) -> Result<Option<Arc<Signing>>, SettingError> {
     Ok(signing.map(Arc::new))
 }
 
+/// How images are brought to the size that is generated, as far as the model decides it too.
+fn preprocess(config: &Config, manifest: &Manifest) -> Preprocess {
+    Preprocess {
+        max_short_side_px: manifest.max_short_side_px,
+        edit_px: manifest.edit_px,
+        edit_keeps_size: manifest.family == Family::Flux2,
+        ..config.workflow.preprocess
+    }
+}
+
 /// What a handler of this configuration can be asked for, once it is ready.
 fn capabilities(config: &Config, manifest: &Manifest) -> Capabilities {
     match manifest.family {
@@ -225,6 +231,7 @@ fn capabilities(config: &Config, manifest: &Manifest) -> Capabilities {
         Family::QwenImageEdit => Capabilities::Edit(config.model.modes()),
         Family::QwenImage => Capabilities::Text(config.model.modes()),
         Family::ZImage | Family::Flux => Capabilities::Flow,
+        Family::Flux2 => Capabilities::EditFlow,
     }
 }
 

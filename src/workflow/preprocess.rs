@@ -18,6 +18,7 @@ use crate::job::task::tryon::Resolution;
 use crate::job::task::{EditSidePx, Size};
 use atelier_engine::InitImage;
 use atelier_engine::canny::canny;
+use atelier_engine::flow::references::size;
 use atelier_engine::qwen::sizes::fitting;
 use atelier_engine::resample::{Filter, resize};
 
@@ -46,6 +47,9 @@ pub struct Preprocess {
     /// Of the model, likewise: pixels of an edit's result whose job gives no size.
     #[serde(skip)]
     pub edit_px: Option<u32>,
+    /// Of the model, likewise: without `edit_px`, whether such a result is as large as the model is shown the first image.
+    #[serde(skip)]
+    pub edit_keeps_size: bool,
 }
 
 /// Step `preprocess`; a job without images passes through.
@@ -164,7 +168,10 @@ impl Preprocess {
         let images = files.iter().enumerate().map(|(index, path)| opened.image(path, &format!("images[{index}]")));
         let images: Vec<RgbImage> = images.collect::<Result<_, _>>()?;
         let (first_width, first_height) = images.first().map_or((1, 1), RgbImage::dimensions);
-        let (fitted_width, fitted_height) = fitting(self.edit_px.unwrap_or(EDIT_PX), first_width, first_height);
+        let (fitted_width, fitted_height) = match self.edit_px {
+            None if self.edit_keeps_size => size(first_width, first_height, MULTIPLE_PX),
+            area => fitting(area.unwrap_or(EDIT_PX), first_width, first_height),
+        };
         let width_px = width.map_or(fitted_width, EditSidePx::get);
         let height_px = height.map_or(fitted_height, EditSidePx::get);
         Ok(EditInputs { images, width_px, height_px })
@@ -249,6 +256,7 @@ mod tests {
         alpha: Alpha::White,
         max_short_side_px: None,
         edit_px: None,
+        edit_keeps_size: false,
     };
 
     #[test]

@@ -101,6 +101,18 @@ fn the_fingerprint_of_an_edit_follows_all_that_decides_the_image() {
 }
 
 #[test]
+fn an_edit_of_a_model_without_modes_has_the_manifests_defaults() {
+    let without = Defaults { edits_without_modes: true, ..contract() };
+    let read = |body: &Value| Job::from_json(body.to_string().as_bytes(), &without).expect("a job");
+    let least = json!({ "job_id": "e", "task": "edit", "prompt": "x", "images": ["s3://b/p"] });
+    let Task::Edit(least) = read(&least).task else { panic!("no edit") };
+    assert_eq!((least.mode, least.steps.get()), (None, 50));
+    assert!((least.guidance_scale.get() - 7.5).abs() < f64::EPSILON);
+    let Task::Edit(named) = read(&edit("mode", json!("base"))).task else { panic!("no edit") };
+    assert_eq!(named.mode, Some(Mode::Base), "who names one is told that there is none");
+}
+
+#[test]
 fn a_job_from_text_has_the_defaults_of_its_mode() {
     let with_modes = |body: &Value| {
         let defaults = Defaults { has_modes: true, ..contract() };

@@ -10,6 +10,7 @@ use atelier::demo::s3;
 use atelier::events::auth::Auth;
 use atelier::handler::{Handler, KeepRefused};
 use atelier::job::capabilities::Capabilities;
+use atelier::job::request::Defaults;
 use atelier::job::task::ModelName;
 use atelier::job::task::tryon::Mode;
 use atelier::notify::Notifier;
@@ -273,7 +274,7 @@ impl Stage {
         };
         let handler = Handler {
             workflow: Workflow::new(&configured.steps, services),
-            defaults: contract(),
+            defaults: Defaults { edits_without_modes: capabilities == Capabilities::EditFlow, ..contract() },
             capabilities,
             upscalers,
             segmenter,

@@ -29,6 +29,15 @@ pub(super) fn geglu_of(linear: &Linear, input: &Tensor) -> Result<Tensor> {
     geglu(&linear.forward(input)?)
 }
 
+/// `SwiGLU` (Shazeer 2020): silu of `gate` times `values`, both of one shape.
+pub(super) fn swiglu(gate: &Tensor, values: &Tensor) -> Result<Tensor> {
+    if !is_ours(gate) || gate.dims() != values.dims() {
+        return gate.silu()? * values;
+    }
+    let output = with_values([Some(gate), Some(values), None, None], |[gate, values, ..]| elementwise::swiglu(gate, values))?;
+    Tensor::from_vec(output, gate.shape(), gate.device())
+}
+
 /// x·sigmoid(1.702·x), CLIP's own approximation of gelu.
 pub(super) fn quick_gelu(hidden: &Tensor) -> Result<Tensor> {
     if is_ours(hidden) { changed(hidden, elementwise::quick_gelu) } else { hidden * sigmoid(&(hidden * 1.702)?)? }
@@ -71,6 +80,9 @@ mod tests {
         let hidden = Tensor::randn(0.0_f32, 1.0, (3, 552, 40), &Device::Cpu)?.narrow(0, 1, 2)?.transpose(1, 2)?;
         let dense = hidden.contiguous()?;
         assert_close(&silu(&hidden)?, &dense.silu()?)?;
+        let other = hidden.narrow(1, 0, 20)?;
+        let gated = (dense.narrow(1, 20, 20)?.silu()? * dense.narrow(1, 0, 20)?)?;
+        assert_close(&swiglu(&hidden.narrow(1, 20, 20)?, &other)?, &gated)?;
         assert_close(&leaky_relu(&hidden, 0.2)?, &dense.maximum(&(&dense * 0.2)?)?)?;
         assert_close(&quick_gelu(&hidden)?, &(&dense * sigmoid(&(&dense * 1.702)?)?)?)?;
         let gate = dense.narrow(D::Minus1, 276, 276)?.contiguous()?.gelu_erf()?;

@@ -131,8 +131,8 @@ pub struct EditRequest {
     pub steps: u32,
     /// True guidance, with a second look at every step, above 1.
     pub guidance_scale: f64,
-    /// Which of the loaded variants of the transformer, by its name.
-    pub mode: String,
+    /// Which of the loaded variants of the transformer, by its name; none: the first, or the only one of a model without modes.
+    pub mode: Option<String>,
     /// One an image.
     pub seeds: Vec<u64>,
     /// Multiples of 16.

@@ -1,6 +1,7 @@
 //! The names that a flow's transformer has in its first release, where layers that stand apart here are one: `ComfyUI` and many LoRA files have them.
 //!
-//! The correspondence is that of diffusers' `convert_z_image_transformer_checkpoint_to_diffusers` and `convert_flux_transformer_checkpoint_to_diffusers`.
+//! The correspondence is that of diffusers' `convert_z_image_transformer_checkpoint_to_diffusers`, `convert_flux_transformer_checkpoint_to_diffusers` and
+//! `convert_flux2_transformer_checkpoint_to_diffusers`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,7 +32,7 @@ const Z_IMAGE: Renamed = &[
     ("all_final_layer.2-1.", "final_layer."),
 ];
 
-/// FLUX: blocks in which text and image have layers of their own.
+/// FLUX.1 and, with other feed-forward layers, FLUX.2: blocks in which text and image have layers of their own.
 const DOUBLE: Renamed = &[
     ("transformer_blocks.", "double_blocks."),
     (".norm1.linear", ".img_mod.lin"),
@@ -46,15 +47,21 @@ const DOUBLE: Renamed = &[
     (".ff.net.2", ".img_mlp.2"),
     (".ff_context.net.0.proj", ".txt_mlp.0"),
     (".ff_context.net.2", ".txt_mlp.2"),
+    (".ff.linear_in", ".img_mlp.0"),
+    (".ff.linear_out", ".img_mlp.2"),
+    (".ff_context.linear_in", ".txt_mlp.0"),
+    (".ff_context.linear_out", ".txt_mlp.2"),
 ];
 
-/// FLUX: blocks that both go through as one.
+/// FLUX: blocks that both go through as one. FLUX.2's joint layer is one here too.
 const SINGLE: Renamed = &[
     ("single_transformer_blocks.", "single_blocks."),
     (".norm.linear", ".modulation.lin"),
     (".attn.norm_q", ".norm.query_norm"),
     (".attn.norm_k", ".norm.key_norm"),
     (".proj_out", ".linear2"),
+    (".attn.to_qkv_mlp_proj", ".linear1"),
+    (".attn.to_out", ".linear2"),
 ];
 
 /// FLUX: what stands in no block.
@@ -65,6 +72,11 @@ const OUTSIDE: Renamed = &[
     ("time_text_embed.timestep_embedder.linear_2", "time_in.out_layer"),
     ("time_text_embed.text_embedder.linear_1", "vector_in.in_layer"),
     ("time_text_embed.text_embedder.linear_2", "vector_in.out_layer"),
+    ("time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer"),
+    ("time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer"),
+    ("double_stream_modulation_img.linear", "double_stream_modulation_img.lin"),
+    ("double_stream_modulation_txt.linear", "double_stream_modulation_txt.lin"),
+    ("single_stream_modulation.linear", "single_stream_modulation.lin"),
     ("proj_out", "final_layer.linear"),
 ];
 
@@ -297,6 +309,32 @@ mod tests {
             (format!("{double}.attn.norm_added_q"), "double_blocks.11.txt_attn.norm.query_norm"),
             ("proj_out".to_owned(), "final_layer.linear"),
         ] {
+            assert_eq!(layers.name(&format!("{COMPONENT}{ours}")), Some(format!("{COMPONENT}{old}").as_str()));
+        }
+    }
+
+    #[test]
+    fn flux_2_has_the_joint_layer_of_its_single_blocks_as_it_was() {
+        let single = "single_transformer_blocks.7";
+        let names = [
+            (format!("{single}.attn.to_qkv_mlp_proj"), 18),
+            (format!("{single}.attn.to_out"), 2),
+            ("transformer_blocks.0.ff_context.linear_in".to_owned(), 12),
+            ("transformer_blocks.0.attn.to_out.0".to_owned(), 2),
+            ("time_guidance_embed.timestep_embedder.linear_2".to_owned(), 2),
+            ("double_stream_modulation_txt.linear".to_owned(), 12),
+        ];
+        let layers = OriginalLayers::of(&shapes(&names.iter().map(|(name, rows)| (name.as_str(), *rows)).collect::<Vec<_>>()));
+        assert!(layers.joint.is_empty());
+        let old = [
+            "single_blocks.7.linear1",
+            "single_blocks.7.linear2",
+            "double_blocks.0.txt_mlp.0",
+            "double_blocks.0.img_attn.proj",
+            "time_in.out_layer",
+            "double_stream_modulation_txt.lin",
+        ];
+        for ((ours, _), old) in names.iter().zip(old) {
             assert_eq!(layers.name(&format!("{COMPONENT}{ours}")), Some(format!("{COMPONENT}{old}").as_str()));
         }
     }

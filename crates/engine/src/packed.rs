@@ -105,6 +105,15 @@ impl PackedWeight {
         Ok(Some(Self { blocks, format, low_rank }))
     }
 
+    /// Its rows from `first` on, where they lie.
+    ///
+    /// # Errors
+    /// When it has fewer.
+    pub(super) fn rows(&self, first: usize, count: usize) -> Result<Self> {
+        let low_rank = self.low_rank.as_ref().map(|[down, up]| Ok::<_, Error>([down.clone(), up.narrow(0, first, count)?]));
+        Ok(Self { blocks: self.blocks.narrow(0, first, count)?, format: self.format, low_rank: low_rank.transpose()? })
+    }
+
     /// The weight, (out, in), in the format `dtype`: it takes memory of its own until it is dropped.
     ///
     /// # Errors

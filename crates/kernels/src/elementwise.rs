@@ -17,6 +17,20 @@ pub fn geglu(input: &[f32], width: usize) -> Vec<f32> {
     out
 }
 
+/// silu(gate)·value of as many of both.
+#[must_use]
+pub fn swiglu(gates: &[f32], values: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; gates.len()];
+    let parts = out.par_chunks_mut(CHUNK).zip(gates.par_chunks(CHUNK)).zip(values.par_chunks(CHUNK));
+    parts.for_each(|((out, gates), values)| {
+        vectorised!(|rounding| {
+            let all = out.iter_mut().zip(gates).zip(values);
+            all.for_each(|((out, gate), value)| *out = gate / (1.0 + exp(-gate, rounding)) * value);
+        });
+    });
+    out
+}
+
 /// Values of a task.
 const CHUNK: usize = 1 << 14;
 

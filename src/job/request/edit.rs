@@ -46,15 +46,17 @@ pub(super) struct Body {
 
 impl Body {
     pub(super) fn read(self, defaults: &Defaults) -> Read {
-        let mode = self.mode.unwrap_or(defaults.tryon.mode);
+        let mode = self.mode.or_else(|| (!defaults.edits_without_modes).then_some(defaults.tryon.mode));
         let mut edit = Edit {
             model: self.model.unwrap_or_else(|| defaults.model.clone()),
             images: self.images,
             prompt: self.prompt,
             negative_prompt: self.negative_prompt,
             mode,
-            steps: self.steps.unwrap_or_else(|| defaults.tryon.steps_in(mode)),
-            guidance_scale: self.guidance_scale.unwrap_or_else(|| mode.default_guidance_scale()),
+            steps: self.steps.unwrap_or_else(|| mode.map_or(defaults.steps, |mode| defaults.tryon.steps_in(mode))),
+            guidance_scale: self
+                .guidance_scale
+                .unwrap_or_else(|| mode.map_or(defaults.guidance_scale, Mode::default_guidance_scale)),
             width: self.width,
             height: self.height,
             num_images: self.num_images.unwrap_or_else(ImageCount::one),

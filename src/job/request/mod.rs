@@ -55,6 +55,9 @@ pub struct Defaults {
     /// Whether the model has modes: the defaults above are those of its mode `base`.
     #[serde(skip)]
     pub has_modes: bool,
+    /// Whether edits get the defaults above: the model does them, and has no modes.
+    #[serde(skip)]
+    pub edits_without_modes: bool,
 }
 
 impl Default for Defaults {
@@ -71,6 +74,7 @@ impl Default for Defaults {
             prefix: "generations/".into(),
             tryon: TryOnDefaults::default(),
             has_modes: false,
+            edits_without_modes: false,
         }
     }
 }

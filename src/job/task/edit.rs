@@ -13,7 +13,8 @@ pub struct Edit {
     pub images: EditImages,
     pub prompt: Prompt,
     pub negative_prompt: Prompt,
-    pub mode: Mode,
+    /// Of a model that has several.
+    pub mode: Option<Mode>,
     pub steps: StepCount,
     pub guidance_scale: GuidanceScale,
     /// A side that is not given follows from the first image, as if neither were.

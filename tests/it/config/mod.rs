@@ -135,9 +135,9 @@ fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
         (bundled.replace("qwen-image-edit", "stable-diffusion-1"), "segmenter: is for family qwen-image-edit"),
         (format!("{text}modes: {{base: {{}}}}\n"), "modes: is for families qwen-image and qwen-image-edit"),
         (format!("{bundled}controlnets: [{net}]\n"), "controlnets: is for family stable-diffusion-1 or stable-diffusion-xl"),
-        (format!("{text}text_encoder: one.gguf\n"), "text_encoder: is for families z-image and flux; leave it out"),
+        (format!("{text}text_encoder: one.gguf\n"), "text_encoder: is for families z-image, flux and flux2; leave it out"),
         ("family: flux\ncheckpoint: flux\ntext_encoder: t5.safetensors\n".to_owned(), "text_encoder: must be a .gguf file"),
-        (format!("{text}weights: one.gguf\n"), "weights: is GGUF, which is read for families z-image and flux alone"),
+        (format!("{text}weights: one.gguf\n"), "weights: is GGUF, which is read for families z-image, flux and flux2 alone"),
         (format!("{text}controlnets: [{net}, {net}]\n"), "controlnets: has two of the name canny"),
         (format!("{text}controlnets: [{}]\n", net.replace("edges", "/edges")), "must be relative to the manifest"),
         (format!("{text}controlnets: [{}]\n", net.replace("name: canny", "name: A")), "must be 1 to 64 of the characters a-z"),
@@ -226,6 +226,8 @@ fn a_flow_without_guidance_has_none_in_its_manifest() {
         (format!("{turbo}edit_px: 4096\n"), "f32", "edit_px: means nothing to family z-image"),
         (format!("{turbo}timestep_spacing: trailing\n"), "f32", "timestep_spacing: is for family stable-diffusion-1"),
     ];
+    let klein = include_str!("../../../models/flux2-klein.yaml");
+    assert_eq!(read(&format!("{klein}edit_px: 4096\n"), "auto"), Ok(()));
     for (manifest, dtype, words) in refused {
         let error = read(&manifest, dtype).expect_err(words);
         assert!(error.contains("flow.yaml") && error.contains(words), "{words:?} is not in {error:?}");

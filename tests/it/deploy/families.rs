@@ -24,6 +24,10 @@ const Z_IMAGE_TRANSFORMER: u64 = 6_154_908_736;
 const QWEN3_LAYERS_READ: u64 = 3_921_537_280;
 const FLUX_TRANSFORMER: u64 = 11_891_178_560;
 const T5_ENCODER: u64 = 4_762_310_656;
+/// FLUX.2 klein 4B's; what its text encoder keeps of Qwen3-4B, 27 of 36 layers; and its autoencoder, encoder and decoder.
+const FLUX2_TRANSFORMER: u64 = 3_875_544_576;
+const QWEN3_THREE_QUARTERS: u64 = 3_114_088_192;
+const FLUX2_VAE: u64 = 84_046_115;
 /// Of an `AutoencoderKL` with 16 channels.
 const FLOW_DECODER: u64 = 49_545_475;
 
@@ -36,7 +40,7 @@ const KEEPS: &str = "tests/it/config/mod.rs the_contracts_defaults_are_in_force"
 /// Of a family: its parameters, and the tests of LoRAs, image to image, inpainting, ControlNets, IP-Adapters, what is kept, and batches.
 type Row = (&'static str, u64, [&'static str; 7]);
 
-const ROWS: [Row; 6] = [
+const ROWS: [Row; 7] = [
     (
         "stable-diffusion-1",
         SD_UNET + SD_VAE + CLIP_L,
@@ -115,6 +119,19 @@ const ROWS: [Row; 6] = [
             "E/parity/flux.rs images_of_a_flux_batch_are_what_they_are_alone",
         ],
     ),
+    (
+        "flux2",
+        FLUX2_TRANSFORMER + QWEN3_THREE_QUARTERS + FLUX2_VAE,
+        [
+            "E/parity/flux2.rs parity_of_flux2_images",
+            "E/parity/flux2.rs parity_of_flux2_edits",
+            FLOW_REFUSALS,
+            FLOW_REFUSALS,
+            FLOW_REFUSALS,
+            "E/parity/flux2.rs parity_of_flux2_images",
+            "E/parity/flux2.rs images_of_a_flux2_batch_are_what_they_are_alone",
+        ],
+    ),
 ];
 
 /// The cells of each row, by the family's name.
@@ -180,7 +197,11 @@ fn every_cell_of_the_table_of_families_is_so() {
         let listed: BTreeSet<String> = licence.split(", ").map(str::to_owned).collect();
         assert_eq!(listed, licences(family), "{family}");
         let does = [adapters, start, mask, control, prompt].map(|cell| cell.starts_with("yes"));
-        assert_eq!(does, [!is_qwen, is_unet || family == "qwen-image-edit", is_unet, is_unet, is_unet], "{family}");
+        assert_eq!(
+            does,
+            [!is_qwen, is_unet || ["qwen-image-edit", "flux2"].contains(&family), is_unet, is_unet, is_unet],
+            "{family}"
+        );
         for test in tests {
             assert!(has_test(test), "{family}: there is no {test}");
         }

@@ -7,6 +7,7 @@ mod compose;
 mod docs;
 mod environment;
 mod families;
+mod flux2_page;
 mod gguf_page;
 
 mod image;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::companions_page::COMPANIONS;
+use super::flux2_page::FLUX2;
 use super::gguf_page::GGUF;
 use super::sharing_page::SHARING;
 
@@ -361,7 +362,7 @@ fn every_line_of_what_is_read_or_refused_has_a_test() {
     let page = fs::read_to_string(root().join("docs/models.md")).expect("the page");
     let lines = lines(&page);
     assert!(lines.len() > 40, "{lines:?}");
-    let all = || TESTS.iter().chain(COMPANIONS).chain(GGUF).chain(SHARING);
+    let all = || TESTS.iter().chain(COMPANIONS).chain(FLUX2).chain(GGUF).chain(SHARING);
     let untested = lines.iter().filter(|line| !all().any(|(beginning, _)| line.starts_with(beginning)));
     let untested: Vec<&&str> = untested.collect();
     assert!(untested.is_empty(), "lines of docs/models.md without a test: {untested:#?}");

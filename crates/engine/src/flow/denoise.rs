@@ -4,32 +4,33 @@ use candle_core::{IndexOp, Tensor};
 
 use super::engine::FlowEngine;
 use super::family::Family;
+use super::requests::Wanted;
 use crate::finite::is_finite;
 use crate::noise::Noise;
 use crate::pixels::to_rgb8;
 use crate::qwen::packing::Grid;
-use crate::schedule::flow::FlowSchedule;
+use crate::qwen::references::Reference;
 use crate::step_cache::FirstBlockCache;
-use crate::{EngineError, GenerateRequest, Image, Watch};
+use crate::{EngineError, Image, Watch};
 
 impl<F: Family> FlowEngine<F> {
-    /// Denoises every image of `request`; they go from step to step together. Returns their latents, (1, C, H, W) each, f32.
+    /// Denoises every image of `request` next to what it is shown; they go from step to step together. Returns their latents, (1, C, H, W) each, f32.
     ///
     /// # Errors
     /// [`EngineError::Cancelled`] when `watch` says so between two steps; else what a request or the device is at fault for.
     pub(super) fn denoise(
         &self,
-        request: &GenerateRequest,
+        request: Wanted<'_>,
         text: &F::Text,
-        grid: Grid,
+        (grid, references): (Grid, &[Reference]),
         (watch, is_banded): (&Watch, bool),
     ) -> Result<Vec<Tensor>, EngineError> {
-        let schedule = FlowSchedule::new(&self.checkpoint.schedule, request.steps, grid.tokens());
-        let context = self.adapters.current().context(text, grid)?;
-        let shape = (self.checkpoint.vae.latent_channels, 2 * grid.height, 2 * grid.width);
+        let schedule = self.schedule(request.steps, grid);
+        let context = self.adapters.current().context(text, grid, references)?;
+        let shape = self.checkpoint.vae.latents(grid);
         let noise = Noise::new(request.seeds.iter().copied(), shape).draw(&self.device)?;
         let mut images = (0..request.seeds.len()).map(|image| noise.narrow(0, image, 1)).collect::<Result<Vec<_>, _>>()?;
-        let mut caches = FirstBlockCache::for_each(request.sampling.step_cache, images.len())?;
+        let mut caches = FirstBlockCache::for_each(request.step_cache, images.len())?;
         for (index, timestep) in schedule.timesteps().into_iter().enumerate() {
             let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
             let waves = self.adapters.current().waves(timestep)?;
@@ -61,12 +62,12 @@ impl<F: Family> FlowEngine<F> {
     /// [`EngineError::NotFinite`] names the first stage that gave NaN or infinity, and why where that is known.
     pub(super) fn develop(
         &self,
-        request: &GenerateRequest,
+        request: Wanted<'_>,
         text: &F::Text,
         latents: &[Tensor],
         is_banded: bool,
     ) -> Result<Vec<Image>, EngineError> {
-        let images = latents.iter().zip(&request.seeds).map(|(latents, seed)| {
+        let images = latents.iter().zip(request.seeds).map(|(latents, seed)| {
             let decoded = self.decode(latents, is_banded)?;
             if !is_finite(&decoded)? {
                 return Err(self.not_finite(text, latents)?);

@@ -3,36 +3,29 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, bail};
+use image::{Rgb, RgbImage};
 use serde::Deserialize;
 
+use super::autoencoder::{Autoencoder, AutoencoderConfig};
 use super::family::Family;
-use super::requests::readable;
+use super::requests::{Wanted, readable};
 use crate::adapters::Adapters;
 use crate::device::keeping_uploads;
 use crate::device_errors::{advise_smaller, classify_memory_error};
 use crate::graphs::{GraphCounts, Graphs, Kind};
-use crate::json_config::{Fixed, read};
+use crate::json_config::read;
 use crate::kept_encoder::KeptEncoder;
-use crate::original_names::canonical;
 use crate::preview::Previewer;
 use crate::qwen::packing::Grid;
-use crate::schedule::flow::FlowConfig;
-use crate::schedule::scheduler::{Sampler, Scheduler};
-use crate::sd::config::VaeConfig;
-use crate::sd::vae::VaeDecoder;
+use crate::qwen::references::Reference;
+use crate::schedule::flow::{FlowConfig, FlowSchedule};
 use crate::step_cache::FirstBlockCache;
 use crate::transformer_file::read_with_transformer;
-use crate::weights::{Weights, build_from, component_files, shapes_of};
-use crate::{Engine, EngineError, GenerateRequest, Generated, LoraFile, QueuedRequest, Sampling, Watch};
+use crate::weights::{Weights, shapes_of};
+use crate::{Engine, EngineError, Generated, LoraFile, QueuedRequest, Watch};
 
-const VAE: Fixed = &[
-    ("_class_name", &["\"AutoencoderKL\""]),
-    ("act_fn", &["\"silu\""]),
-    ("latents_mean", &["null"]),
-    ("latents_std", &["null"]),
-    ("mid_block_add_attention", &["true"]),
-    ("out_channels", &["3"]),
-];
+/// Sides of the image that the warm-up shows a model which is shown images.
+const WARM_UP_PX: u32 = 64;
 
 /// How a checkpoint is loaded.
 #[derive(Debug, Clone)]
@@ -63,7 +56,7 @@ struct ModelIndex {
 pub(super) struct Checkpoint<Config> {
     pub(super) directory: PathBuf,
     pub(super) config: Config,
-    pub(super) vae: VaeConfig,
+    pub(super) vae: AutoencoderConfig,
     pub(super) schedule: FlowConfig,
 }
 
@@ -75,7 +68,7 @@ pub struct FlowEngine<F: Family> {
     pub(super) adapters: Adapters<F>,
     /// Of steps.
     graphs: Graphs,
-    vae: VaeDecoder,
+    vae: Autoencoder,
     pub(super) previewer: Previewer,
     encoder: KeptEncoder<F::Encoder>,
 }
@@ -101,13 +94,7 @@ impl<F: Family> FlowEngine<F> {
         let checkpoint = Checkpoint::read::<F>(directory)?;
         let kept = (settings.dtype, &device);
         let (encoder, encoder_bytes) = F::read_encoder(directory, &checkpoint.config, settings.text_encoder.as_deref(), kept)?;
-        let files = component_files(&directory.join("vae"))?;
-        let (vae, vae_bytes) = build_from(
-            &files,
-            kept,
-            |name| Some(canonical(&format!("vae.{name}"))),
-            |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")),
-        )?;
+        let vae = Autoencoder::read(directory, &checkpoint.vae, kept)?;
         let weights = match &settings.transformer {
             None => Weights::read(directory, F::ADAPTED, kept)?,
             Some(file) => {
@@ -115,7 +102,7 @@ impl<F: Family> FlowEngine<F> {
                 read_with_transformer(directory, F::ADAPTED, (file, &expected), kept)?
             }
         };
-        let resident = encoder_bytes + vae_bytes + weights.bytes();
+        let resident = encoder_bytes + vae.bytes() + weights.bytes();
         let config = checkpoint.config.clone();
         let adapters = Adapters::new(weights, move |vb| F::build(&config, vb));
         let from = settings.transformer.as_deref().unwrap_or(directory);
@@ -167,9 +154,22 @@ impl<F: Family> FlowEngine<F> {
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub fn predict(&self, latents: &Tensor, timestep: f32, text: &F::Text) -> Result<Tensor, EngineError> {
-        let (_, _, height, width) = latents.dims4()?;
+        self.predict_over(latents, timestep, text, &[])
+    }
+
+    /// [`Self::predict`] next to images that the transformer is shown.
+    ///
+    /// # Errors
+    /// As of [`Self::predict`].
+    pub fn predict_over(
+        &self,
+        latents: &Tensor,
+        timestep: f32,
+        text: &F::Text,
+        references: &[Reference],
+    ) -> Result<Tensor, EngineError> {
         let model = self.adapters.current();
-        let context = model.context(text, Grid { height: height / 2, width: width / 2 })?;
+        let context = model.context(text, self.checkpoint.vae.grid(latents)?, references)?;
         Ok(self.velocity(latents, &model.waves(timestep)?, &context)?)
     }
 
@@ -209,21 +209,35 @@ impl<F: Family> FlowEngine<F> {
         self.graphs.counts()
     }
 
-    /// `latents`: (1, C, H, W), f32, as the loop leaves them. Returns (1, 3, 8·H, 8·W), f32 around -1 to 1; in bands it is the same image in a third
-    /// of the memory.
+    /// The noise levels of an image of this size.
+    #[must_use]
+    pub fn schedule(&self, steps: u32, grid: Grid) -> FlowSchedule {
+        F::schedule(&self.checkpoint.schedule, steps, grid.tokens())
+    }
+
+    /// `image` as the transformer's tokens, in the size in which it is shown it.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when the image is too small or too long, or this model is shown none; or there is no memory.
+    pub fn encode_reference(&self, image: &RgbImage) -> Result<Reference, EngineError> {
+        self.vae.encode(image)
+    }
+
+    /// `latents`: (1, C, H, W), f32, as the loop leaves them. Returns the image, (1, 3, height, width), f32 around -1 to 1; in bands it is the same image
+    /// in a third of the memory.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub fn decode(&self, latents: &Tensor, is_banded: bool) -> Result<Tensor, EngineError> {
-        Ok(if is_banded { self.vae.decode_in_bands(latents)? } else { self.vae.decode(latents)? })
+        Ok(self.vae.decode(latents, is_banded)?)
     }
 
     /// An image's sides in tokens.
     ///
     /// # Errors
     /// [`EngineError::Request`] when a side is no multiple of a token's.
-    fn grid(&self, request: &GenerateRequest) -> Result<Grid, EngineError> {
-        Grid::of_image(request.width_px, request.height_px, 2 * self.checkpoint.vae.pixels_per_latent())
+    fn grid(&self, request: Wanted<'_>) -> Result<Grid, EngineError> {
+        Grid::of_image(request.width_px, request.height_px, self.checkpoint.vae.token_px())
     }
 
     fn read_encoder(&self) -> Result<F::Encoder, EngineError> {
@@ -233,7 +247,7 @@ impl<F: Family> FlowEngine<F> {
     }
 
     /// One request; where there was no memory for it once more with nothing else in the way.
-    fn in_memory(&mut self, request: &GenerateRequest, watch: &Watch) -> Generated {
+    fn in_memory(&mut self, request: Wanted<'_>, watch: &Watch) -> Generated {
         let is_banded = self.settings.memory_budget.is_some();
         match self.attempt(request, watch, is_banded).map_err(classify_memory_error) {
             Err(EngineError::OutOfMemory { problem }) => {
@@ -246,13 +260,14 @@ impl<F: Family> FlowEngine<F> {
         }
     }
 
-    fn attempt(&mut self, request: &GenerateRequest, watch: &Watch, is_banded: bool) -> Generated {
+    fn attempt(&mut self, request: Wanted<'_>, watch: &Watch, is_banded: bool) -> Generated {
         let grid = self.grid(request)?;
-        let text = self.encode_prompt(&request.prompt)?;
+        let text = self.encode_prompt(request.prompt)?;
+        let references = request.images.iter().map(|image| self.encode_reference(image)).collect::<Result<Vec<_>, _>>()?;
         if watch.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
-        let latents = self.denoise(request, &text, grid, (watch, is_banded))?;
+        let latents = self.denoise(request, &text, (grid, &references), (watch, is_banded))?;
         self.develop(request, &text, &latents, is_banded)
     }
 }
@@ -270,54 +285,44 @@ impl<Config> Checkpoint<Config> {
         let checkpoint = Self {
             directory: directory.to_owned(),
             config: F::read(directory)?,
-            vae: read(&directory.join("vae/config.json"), VAE)?,
+            vae: AutoencoderConfig::read(directory, F::AUTOENCODER)?,
             schedule: FlowConfig::read(directory)?,
         };
         let channels = F::latent_channels(&checkpoint.config);
-        let vae = &checkpoint.vae;
-        let wrong = [
-            (vae.block_out_channels.is_empty(), "block_out_channels must not be empty".to_owned()),
-            (
-                vae.latent_channels != channels,
-                format!("latent_channels must be {channels}, as the transformer has them, not {}", vae.latent_channels),
-            ),
-        ];
-        match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
-            None => Ok(checkpoint),
-            Some((_, problem)) => Err(EngineError::Checkpoint { path: directory.join("vae"), problem }),
+        let found = checkpoint.vae.vae.latent_channels;
+        if found == channels {
+            return Ok(checkpoint);
         }
+        let problem = format!("latent_channels must be {channels}, as the transformer has them, not {found}");
+        Err(EngineError::Checkpoint { path: directory.join("vae"), problem })
     }
 }
 
 impl<F: Family> Engine for FlowEngine<F> {
     fn warm_up(&mut self) -> Result<(), EngineError> {
-        let request = GenerateRequest {
-            prompt: "warm-up".into(),
-            negative_prompt: String::new(),
-            loras: Vec::new(),
-            embeddings: Vec::new(),
-            start: None,
-            controls: vec![],
-            image_prompts: vec![],
-            strength: 1.0,
+        let request = Wanted {
+            prompt: "warm-up",
+            images: &[],
+            loras: &[],
             steps: 1,
-            guidance_scale: 1.0,
-            scheduler: Scheduler::plain(Sampler::Euler),
-            sampling: Sampling::default(),
-            mode: None,
+            step_cache: None,
             width_px: self.settings.width_px,
             height_px: self.settings.height_px,
-            seeds: vec![0],
+            seeds: &[0],
         };
         self.use_loras(&[])?;
-        self.in_memory(&request, &Watch::new(|_| ())).map(drop)
+        if F::EDITS {
+            self.encode_reference(&RgbImage::from_pixel(WARM_UP_PX, WARM_UP_PX, Rgb([128; 3])))?;
+        }
+        self.in_memory(request, &Watch::new(|_| ())).map(drop)
     }
 
     fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
-        let requests = queued_requests.iter().map(|queued| readable(&queued.request)).collect::<Result<Vec<_>, _>>()?;
-        let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        let requests =
+            queued_requests.iter().map(|queued| readable(&queued.request, F::EDITS)).collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = requests.first().copied() else { return Ok(Vec::new()) };
         self.grid(first)?;
-        let cache_hit = self.use_loras(&first.loras)?;
+        let cache_hit = self.use_loras(first.loras)?;
         if !first.loras.is_empty() {
             for queued in queued_requests {
                 queued.watch.loras_ready(cache_hit);

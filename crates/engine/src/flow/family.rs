@@ -5,8 +5,11 @@ use std::path::Path;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use super::autoencoder::Kind;
 use crate::EngineError;
 use crate::qwen::packing::Grid;
+use crate::qwen::references::Reference;
+use crate::schedule::flow::{FlowConfig, FlowSchedule};
 use crate::step_cache::FirstBlock;
 
 /// A family of flow models. A value of it is what adapters may change, built over a checkpoint's tensors.
@@ -17,13 +20,16 @@ pub trait Family: Sized + 'static {
     const PIPELINE: &'static str;
     /// The components whose tensors adapters may change.
     const ADAPTED: &'static [&'static str];
+    const AUTOENCODER: Kind = Kind::Plain;
+    /// Whether it can be shown images.
+    const EDITS: bool = false;
     /// What the checkpoint's files say of it.
     type Config: Clone + Send + 'static;
     /// The text encoders that no adapter changes. They may be read again for every job.
     type Encoder;
     /// What the text encoders make of a prompt.
     type Text: Clone;
-    /// A text next to an image of one size.
+    /// A text next to an image of one size, and perhaps to others that are shown.
     type Context;
     /// What the transformer gets of time.
     type Conditioning;
@@ -55,13 +61,26 @@ pub trait Family: Sized + 'static {
         kept: (DType, &Device),
     ) -> std::result::Result<(Self::Encoder, u64), EngineError>;
 
+    /// The noise levels of `steps` steps, 1 or more, of an image of so many tokens.
+    #[must_use]
+    fn schedule(config: &FlowConfig, steps: u32, output_tokens: usize) -> FlowSchedule {
+        FlowSchedule::new(config, steps, output_tokens)
+    }
+
     /// # Errors
     /// [`EngineError::Request`] when the prompt is too long, or there is no memory.
     fn encode(&self, encoder: &mut Self::Encoder, prompt: &str) -> std::result::Result<Self::Text, EngineError>;
 
+    /// `references`: the images that are shown; none of a family without [`Self::EDITS`].
+    ///
     /// # Errors
     /// [`EngineError::Request`] when the image is larger than the model has positions for, or there is no memory.
-    fn context(&self, text: &Self::Text, grid: Grid) -> std::result::Result<Self::Context, EngineError>;
+    fn context(
+        &self,
+        text: &Self::Text,
+        grid: Grid,
+        references: &[Reference],
+    ) -> std::result::Result<Self::Context, EngineError>;
 
     /// The sinusoids that the transformer is told the time by, in the format it computes in; `timestep`: 0 to 1000, as the schedule has it.
     ///

@@ -1,25 +1,71 @@
 //! What a flow reads of a request: the rest is refused by name, nothing is left out in silence.
 
-use crate::unread::check_unread;
-use crate::{EngineError, GenerateRequest, Request};
+use image::RgbImage;
 
-/// The request, if it asks for nothing that a flow does not read.
-pub(super) fn readable(request: &Request) -> Result<&GenerateRequest, EngineError> {
-    let Request::Generate(request) = request else {
-        let problem = "must be generate: this model generates from text alone".into();
-        return Err(EngineError::Request { field: "task", problem });
+use crate::step_cache::StepCache;
+use crate::unread::check_unread;
+use crate::{EngineError, LoraFile, Request};
+
+/// A request, as far as a flow reads it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) prompt: &'a str,
+    /// What it is shown, in the order in which the prompt counts them; none of a generation from text alone.
+    pub(super) images: &'a [RgbImage],
+    pub(super) loras: &'a [LoraFile],
+    /// 1 or more.
+    pub(super) steps: u32,
+    pub(super) step_cache: Option<StepCache>,
+    pub(super) width_px: u32,
+    pub(super) height_px: u32,
+    /// One an image.
+    pub(super) seeds: &'a [u64],
+}
+
+/// The request, if it asks for nothing that a flow does not read; `edits`: whether this one is shown images.
+pub(super) fn readable(request: &Request, edits: bool) -> Result<Wanted<'_>, EngineError> {
+    let (wanted, guidance_scale, mode) = match request {
+        Request::Generate(request) => {
+            check_unread(request)?;
+            let wanted = Wanted {
+                prompt: &request.prompt,
+                images: &[],
+                loras: &request.loras,
+                steps: request.steps,
+                step_cache: request.sampling.step_cache,
+                width_px: request.width_px,
+                height_px: request.height_px,
+                seeds: &request.seeds,
+            };
+            (wanted, request.guidance_scale, &request.mode)
+        }
+        Request::Edit(request) if edits => {
+            let wanted = Wanted {
+                prompt: &request.prompt,
+                images: &request.images,
+                loras: &[],
+                steps: request.steps,
+                step_cache: request.step_cache,
+                width_px: request.width_px,
+                height_px: request.height_px,
+                seeds: &request.seeds,
+            };
+            (wanted, request.guidance_scale, &request.mode)
+        }
+        Request::Edit(_) => {
+            let problem = "must be generate: this model generates from text alone".into();
+            return Err(EngineError::Request { field: "task", problem });
+        }
     };
-    if request.guidance_scale > 1.0 {
-        let scale = request.guidance_scale;
-        let problem = format!("must be at most 1, got {scale}: this model was distilled to generate without guidance");
+    if guidance_scale > 1.0 {
+        let problem = format!("must be at most 1, got {guidance_scale}: this model was distilled to generate without guidance");
         return Err(EngineError::Request { field: "guidance_scale", problem });
     }
-    if request.steps == 0 {
+    if wanted.steps == 0 {
         return Err(EngineError::Request { field: "steps", problem: "must be 1 or more, got 0".into() });
     }
-    if request.mode.is_some() {
+    if mode.is_some() {
         return Err(EngineError::Request { field: "mode", problem: "this model has no modes: leave it out".into() });
     }
-    check_unread(request)?;
-    Ok(request)
+    Ok(wanted)
 }

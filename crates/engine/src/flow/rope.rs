@@ -1,4 +1,4 @@
-//! Rotary positions over three axes.
+//! Rotary positions over several axes.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -13,7 +13,12 @@ impl Rope {
     ///
     /// # Errors
     /// When the device has no room for it.
-    pub(super) fn new(axes: [usize; 3], theta: f64, places: &[[usize; 3]], device: &Device) -> Result<Self> {
+    pub(super) fn new<const AXES: usize>(
+        axes: [usize; AXES],
+        theta: f64,
+        places: &[[usize; AXES]],
+        device: &Device,
+    ) -> Result<Self> {
         let frequencies = axes.map(|width| frequencies(theta, width));
         let angles = places.iter().flat_map(|place| {
             let axes = place.iter().zip(&frequencies);

@@ -42,6 +42,15 @@ impl Linear {
         Self { weight: Weight::Whole(candle_nn::Linear::new(weight, None)), bias }
     }
 
+    /// The layer of its outputs from `first` on, over the same memory: what several layers would give is then several tensors, and nothing is cut.
+    pub(crate) fn rows(&self, first: usize, count: usize) -> Result<Self> {
+        let weight = match &self.weight {
+            Weight::Whole(unbiased) => Weight::Whole(candle_nn::Linear::new(unbiased.weight().narrow(0, first, count)?, None)),
+            Weight::Packed(packed) => Weight::Packed(packed.rows(first, count)?),
+        };
+        Ok(Self { weight, bias: self.bias.as_ref().map(|bias| bias.narrow(0, first, count)).transpose()? })
+    }
+
     /// `input`: (..., in). Returns (..., out).
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         self.run(input, None)
@@ -145,6 +154,7 @@ mod tests {
             assert_close(&linear.forward(&image)?, &candles)?;
             assert_close(&linear.add_to(&candles, &image)?, &(&candles * 2.0)?)?;
             assert_close(&linear.forward_gelu(&image)?, &candles.gelu()?)?;
+            assert_close(&linear.rows(7, 30)?.forward(&image)?, &candles.narrow(3, 7, 30)?)?;
         }
         let tokens = dense.flatten(0, 2)?.unsqueeze(0)?;
         let other = linear(23, 50, vb.pp("other"))?;

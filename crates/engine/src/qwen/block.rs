@@ -1,15 +1,14 @@
 //! One block of the transformer: text and images attend to each other, each through layers of its own.
 
 use candle_core::{Result, Tensor};
-use candle_nn::ops::layer_norm;
 
 use super::config::TransformerConfig;
 use super::files::TransformerFiles;
 use super::linear::{Joined, Linear};
-use super::modulation::{BlockModulation, Modulation};
+use super::modulated::{Counts, add_gated, add_gated_modulate, modulate};
+use super::modulation::BlockModulation;
 use crate::EngineError;
 use crate::attention::attend;
-use crate::device;
 use crate::rotary::{Angles, joined_normed_and_turned};
 
 /// Of every norm; diffusers has it in code, not in config.json.
@@ -33,16 +32,6 @@ struct Stream {
     up: Linear,
     down: Linear,
 }
-
-/// How many tokens are the text's, and the output's; behind them stand the references'.
-#[derive(Clone, Copy)]
-pub(super) struct Counts {
-    pub(super) text: usize,
-    pub(super) output: usize,
-}
-
-/// How one half of a block modulates text, output and references.
-type Parts<'a> = [&'a Modulation; 3];
 
 impl Block {
     pub(super) fn new(
@@ -75,7 +64,7 @@ impl Block {
         let Self { text, image, heads } = self;
         let parts = |half: usize| [&conditioning.text[half], &conditioning.output[half], &conditioning.references[half]];
         let attended = {
-            let modulated = Joined::new(modulate(tokens, counts, parts(0))?, counts.text)?;
+            let modulated = Joined::new(modulate(tokens, counts, parts(0), NORM_EPS)?, counts.text)?;
             let turned = |layers: [&Linear; 2], norms: [&Tensor; 2]| {
                 let joined = modulated.through(layers[0], layers[1])?;
                 joined_normed_and_turned(&joined, (counts.text, norms), *heads, NORM_EPS, (cos, sin))
@@ -85,7 +74,7 @@ impl Block {
             attend(&query, &key, &modulated.through(&text.value, &image.value)?, *heads)?
         };
         let change = Joined::new(attended, counts.text)?.through(&text.out, &image.out)?;
-        let [tokens, modulated] = add_gated_modulate(tokens, &change, counts, [parts(0), parts(1)])?;
+        let [tokens, modulated] = add_gated_modulate((tokens, &change), counts, [parts(0), parts(1)], NORM_EPS)?;
         let inner = Joined::new(modulated, counts.text)?.through_gelu(&text.up, &image.up)?;
         let change = Joined::new(inner, counts.text)?.through(&text.down, &image.down)?;
         add_gated(&tokens, &change, counts, parts(1))
@@ -108,62 +97,5 @@ impl Stream {
             up: linear(&format!("{mlp}.net.0.proj"))?,
             down: linear(&format!("{mlp}.net.2"))?,
         })
-    }
-}
-
-/// Layer norm without weights of its own, times 1 + scale, plus shift. `hidden`: (1, S + T, width).
-fn modulate(hidden: &Tensor, counts: Counts, parts: Parts<'_>) -> Result<Tensor> {
-    let changes = parts.map(|part| (&part.scale, &part.shift));
-    device::modulate(hidden, counts.ends(), changes, NORM_EPS).unwrap_or_else(|| {
-        counts.by_part(hidden, parts, |place, tokens, modulation| {
-            let part = hidden.narrow(1, place, tokens)?.contiguous()?;
-            layer_norm(&part, &modulation.scale, &modulation.shift, NORM_EPS)
-        })
-    })
-}
-
-/// `hidden` + gate · `change`.
-fn add_gated(hidden: &Tensor, change: &Tensor, counts: Counts, parts: Parts<'_>) -> Result<Tensor> {
-    device::add_gated(hidden, change, counts.ends(), parts.map(|part| &part.gate)).unwrap_or_else(|| {
-        counts.by_part(hidden, parts, |place, tokens, modulation| {
-            hidden.narrow(1, place, tokens)? + change.narrow(1, place, tokens)?.broadcast_mul(&modulation.gate)?
-        })
-    })
-}
-
-/// [`add_gated`] by the first of two halves, and [`modulate`] of that by the second.
-fn add_gated_modulate(
-    hidden: &Tensor,
-    change: &Tensor,
-    counts: Counts,
-    [gated, modulated]: [Parts<'_>; 2],
-) -> Result<[Tensor; 2]> {
-    let gates = gated.map(|part| &part.gate);
-    let changes = modulated.map(|part| (&part.scale, &part.shift));
-    device::add_gated_modulate((hidden, change), counts.ends(), gates, changes, NORM_EPS).unwrap_or_else(|| {
-        let added = add_gated(hidden, change, counts, gated)?;
-        let modulated = modulate(&added, counts, modulated)?;
-        Ok([added, modulated])
-    })
-}
-
-impl Counts {
-    /// Where the output's tokens begin, and the references'.
-    fn ends(self) -> [usize; 2] {
-        [self.text, self.text + self.output]
-    }
-
-    /// `compute`: of so many tokens from a place on, and what modulates them.
-    fn by_part(
-        self,
-        hidden: &Tensor,
-        parts: Parts<'_>,
-        compute: impl Fn(usize, usize, &Modulation) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let [output, references] = self.ends();
-        let places = [0, output, references, hidden.dim(1)?];
-        let counted = parts.iter().zip(places.windows(2)).filter(|(_, ends)| ends[1] > ends[0]);
-        let computed = counted.map(|(modulation, ends)| compute(ends[0], ends[1] - ends[0], modulation));
-        Tensor::cat(&computed.collect::<Result<Vec<_>>>()?, 1)
     }
 }

@@ -115,8 +115,9 @@ impl QwenEngine {
     }
 
     fn attempt(&mut self, request: &EditRequest, watch: &Watch) -> Generated {
-        let place = self.modes.iter().position(|(mode, _)| *mode == request.mode);
-        let place = place.ok_or_else(|| self.not_loaded(&request.mode))?;
+        let asked = request.mode.as_deref();
+        let place = self.modes.iter().position(|(mode, _)| asked.is_none_or(|asked| mode == asked));
+        let place = place.ok_or_else(|| self.not_loaded(asked.unwrap_or("none")))?;
         let TextConditioning { positive, negative } = self.encode_words(request)?;
         if watch.is_cancelled() {
             return Err(EngineError::Cancelled);
@@ -144,24 +145,6 @@ impl QwenEngine {
         TextEncoder::load(&self.directory, condition_px(&self.settings), self.precision, self.device.clone())
     }
 
-    /// A request from text alone is an edit of no images.
-    fn text_as_edit(&self, request: &GenerateRequest) -> Result<EditRequest, EngineError> {
-        check_fields(request)?;
-        let first = self.modes.first().map(|(mode, _)| mode.clone()).unwrap_or_default();
-        Ok(EditRequest {
-            images: Vec::new(),
-            prompt: request.prompt.clone(),
-            negative_prompt: request.negative_prompt.clone(),
-            steps: request.steps,
-            guidance_scale: request.guidance_scale,
-            mode: request.mode.clone().unwrap_or(first),
-            seeds: request.seeds.clone(),
-            width_px: request.width_px,
-            height_px: request.height_px,
-            step_cache: request.sampling.step_cache,
-        })
-    }
-
     fn not_loaded(&self, mode: &str) -> EngineError {
         let loaded: Vec<&str> = self.modes.iter().map(|(mode, _)| mode.as_str()).collect();
         let problem = format!("must be {}, what is loaded, got {mode}", loaded.join(", "));
@@ -174,6 +157,23 @@ impl QwenEngine {
         }
         self.modes.iter_mut().for_each(|(_, model)| model.forget());
     }
+}
+
+/// A request from text alone is an edit of no images.
+fn text_as_edit(request: &GenerateRequest) -> Result<EditRequest, EngineError> {
+    check_fields(request)?;
+    Ok(EditRequest {
+        images: Vec::new(),
+        prompt: request.prompt.clone(),
+        negative_prompt: request.negative_prompt.clone(),
+        steps: request.steps,
+        guidance_scale: request.guidance_scale,
+        mode: request.mode.clone(),
+        seeds: request.seeds.clone(),
+        width_px: request.width_px,
+        height_px: request.height_px,
+        step_cache: request.sampling.step_cache,
+    })
 }
 
 fn condition_px(settings: &Settings) -> Option<u32> {
@@ -210,7 +210,7 @@ impl Engine for QwenEngine {
                 negative_prompt: String::new(),
                 steps: 1,
                 guidance_scale: 1.0,
-                mode,
+                mode: Some(mode),
                 seeds: vec![0],
                 width_px: WARM_UP_PX,
                 height_px: WARM_UP_PX,
@@ -226,7 +226,7 @@ impl Engine for QwenEngine {
         let results = queued_requests.iter().map(|queued| match (&queued.request, self.settings.pipeline) {
             (Request::Edit(request), Pipeline::Edit) => self.edit(request, &queued.watch),
             (Request::Generate(request), Pipeline::Text) => {
-                let request = self.text_as_edit(request)?;
+                let request = text_as_edit(request)?;
                 self.edit(&request, &queued.watch)
             }
             (Request::Generate(_), Pipeline::Edit) => {

@@ -10,6 +10,7 @@ mod fingerprint;
 pub mod guidance;
 mod layout;
 mod linear;
+pub(crate) mod modulated;
 pub mod modulation;
 pub mod packing;
 pub mod pipeline;

@@ -11,16 +11,10 @@ use super::config::TransformerConfig;
 use super::files::TransformerFiles;
 use super::layout::MODULATIONS;
 use super::linear::Linear;
+use super::modulated::Modulation;
 use crate::EngineError;
 use crate::recent::Recent;
 use crate::timestep::{TIME_FREQUENCIES, TRAIN_TIMESTEPS, rounded_timestep, sinusoids};
-
-/// Shift, 1 + scale and gate of one part of a block: each (width,).
-pub(super) struct Modulation {
-    pub(super) shift: Tensor,
-    pub(super) scale: Tensor,
-    pub(super) gate: Tensor,
-}
 
 /// Before attention, and before the feed-forward layer.
 pub(super) type Modulations = [Modulation; 2];

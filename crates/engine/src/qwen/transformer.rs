@@ -3,10 +3,11 @@
 use candle_core::{Error, Result, Tensor};
 use candle_nn::ops::{layer_norm, rms_norm};
 
-use super::block::{Block, Counts, NORM_EPS};
+use super::block::{Block, NORM_EPS};
 use super::config::TransformerConfig;
 use super::files::TransformerFiles;
 use super::linear::Linear;
+use super::modulated::Counts;
 use super::modulation::TimestepConditioning;
 use super::rope::Rope;
 use crate::EngineError;

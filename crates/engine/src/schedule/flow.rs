@@ -87,12 +87,29 @@ impl FlowSchedule {
     /// `steps`: at least 1.
     #[must_use]
     pub fn new(config: &FlowConfig, steps: u32, output_tokens: usize) -> Self {
+        Self::shifted(config, steps, config.mu(output_tokens))
+    }
+
+    /// Of FLUX.2, whose shift its makers have fitted to sizes and steps (`compute_empirical_mu` of diffusers and of Black Forest Labs): for more than 4300
+    /// tokens the steps do not count.
+    #[must_use]
+    pub fn fitted(config: &FlowConfig, steps: u32, output_tokens: usize) -> Self {
+        let tokens = output_tokens as f64;
+        let of_200_steps = 0.000_169_27 * tokens + 0.456_666_66;
+        let of_10_steps = 8.738_095_24e-5 * tokens + 1.898_333_33;
+        let slope = (of_200_steps - of_10_steps) / 190.0;
+        let of_steps = slope * f64::from(steps) + (of_200_steps - 200.0 * slope);
+        Self::shifted(config, steps, if output_tokens > 4300 { of_200_steps } else { of_steps })
+    }
+
+    /// `mu`: the logarithm of the shift, where it is none of the checkpoint's.
+    fn shifted(config: &FlowConfig, steps: u32, mu: f64) -> Self {
         let last = 1.0 / f64::from(steps);
         let spacing = if steps > 1 { (last - 1.0) / f64::from(steps - 1) } else { 0.0 };
         let even = (0..steps).map(|step| if step + 1 == steps { last } else { 1.0 + f64::from(step) * spacing } as f32);
         let shifted = even.map(|sigma| {
             if config.use_dynamic_shifting {
-                let shift = config.mu(output_tokens).exp() as f32;
+                let shift = mu.exp() as f32;
                 shift / (shift + (1.0 / sigma - 1.0))
             } else {
                 let shift = config.shift as f32;

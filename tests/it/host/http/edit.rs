@@ -3,6 +3,7 @@
 use atelier::job::Job;
 use atelier::job::task::Task;
 use atelier::job::task::edit::Edit;
+use atelier::job::task::tryon::Mode;
 use atelier::job::url::AssetUrl;
 use atelier::store::fetch::InputKind;
 use base64::Engine as _;
@@ -52,7 +53,7 @@ async fn a_form_becomes_a_message_and_files_in_the_bucket_in_its_order() {
     let (status, body) = send(&front, form).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{body}");
     let (job, edit) = queued(&front);
-    assert_eq!((edit.prompt.as_str(), edit.negative_prompt.as_str(), edit.mode.as_str()), ("make it snow", "7", "base"));
+    assert_eq!((edit.prompt.as_str(), edit.negative_prompt.as_str(), edit.mode), ("make it snow", "7", Some(Mode::Base)));
     assert_eq!((edit.steps.get(), edit.num_images.get(), job.tenant.as_deref()), (9, 2, Some("ada")));
     assert!((edit.guidance_scale.get() - 2.5).abs() < f64::EPSILON);
     assert_eq!([edit.width, edit.height].map(|side| side.unwrap().get()), [208, 96]);

@@ -4,10 +4,11 @@ use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::TransformerConfig;
-use super::stream::{Modulation, Projections, Stream};
+use super::stream::{NORM_EPS, Projections, Stream};
 use crate::attention::attend;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear};
+use crate::qwen::modulated::Modulation;
 
 /// diffusers' `FluxTransformerBlock`.
 pub(super) struct DoubleBlock {
@@ -79,7 +80,7 @@ impl SingleBlock {
 
     /// `hidden`: (1, S + T, width), text before image. Returns the same shape.
     pub(super) fn forward(&self, hidden: &Tensor, modulation: &[Modulation], rope: &Rope) -> Result<Tensor> {
-        let normed = modulation[0].normed(hidden)?;
+        let normed = modulation[0].normed(hidden, NORM_EPS)?;
         let [query, key, value] = self.projections.forward(&normed, rope)?;
         let attended = attend(&query, &key, &value, self.heads)?;
         let inner = self.up.forward_gelu(&normed)?;

@@ -18,6 +18,7 @@ use self::transformer::{Conditioning, Context, Transformer};
 use super::family::Family;
 use crate::EngineError;
 use crate::qwen::packing::Grid;
+use crate::qwen::references::Reference;
 use crate::sd::clip::{self, TextOutput};
 use crate::step_cache::FirstBlock;
 
@@ -67,7 +68,7 @@ impl Family for Flux {
         encoder.encode(&self.clip, prompt, &self.device)
     }
 
-    fn context(&self, text: &TextStates, grid: Grid) -> std::result::Result<Context, EngineError> {
+    fn context(&self, text: &TextStates, grid: Grid, _: &[Reference]) -> std::result::Result<Context, EngineError> {
         Ok(self.transformer.context(text, grid)?)
     }
 

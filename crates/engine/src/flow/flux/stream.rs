@@ -1,47 +1,16 @@
 //! Layers that a block has for text and image each, and how time changes what goes into them.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use candle_nn::ops::layer_norm;
 
 use super::config::TransformerConfig;
-use crate::device;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear};
+use crate::qwen::modulated::Modulation;
 use crate::rotary::{joined_normed_and_turned, normed_and_turned};
 
 /// Of every norm; diffusers has it in code, not in config.json.
 pub(super) const NORM_EPS: f32 = 1e-6;
-
-/// Shift, 1 + scale and gate of one part of a block: each (width,).
-pub(super) struct Modulation {
-    shift: Tensor,
-    scale: Tensor,
-    gate: Tensor,
-}
-
-impl Modulation {
-    /// `layer`: of three outputs for each modulation; `time`: (1, width), after silu. As many as there is room for, one after the other.
-    pub(super) fn of(layer: &Linear, time: &Tensor, count: usize) -> Result<Vec<Self>> {
-        let parts = layer.forward(time)?.flatten_all()?.chunk(3 * count, D::Minus1)?;
-        let modulations = parts
-            .chunks(3)
-            .map(|parts| Ok(Self { shift: parts[0].clone(), scale: (&parts[1] + 1.0)?, gate: parts[2].clone() }));
-        modulations.collect()
-    }
-
-    /// Layer norm without weights of its own, times 1 + scale, plus shift. `hidden`: (1, T, width).
-    pub(super) fn normed(&self, hidden: &Tensor) -> Result<Tensor> {
-        layer_norm(&hidden.contiguous()?, &self.scale, &self.shift, NORM_EPS)
-    }
-
-    /// `hidden` + gate · `change`.
-    pub(super) fn add_gated(&self, hidden: &Tensor, change: &Tensor) -> Result<Tensor> {
-        let tokens = hidden.dim(1)?;
-        device::add_gated(hidden, change, [tokens; 2], [&self.gate; 3])
-            .unwrap_or_else(|| hidden + change.broadcast_mul(&self.gate)?)
-    }
-}
 
 /// Queries, keys and values of one stream.
 pub(super) struct Projections {
@@ -133,15 +102,15 @@ impl Stream {
     /// Queries, keys and values of two streams behind each other; `both`: each with its tokens and how they are modulated.
     pub(super) fn project(both: [(&Self, &Tensor, &[Modulation]); 2], rope: &Rope) -> Result<[Tensor; 3]> {
         let [(first, to_first, of_first), (second, to_second, of_second)] = both;
-        let first = (&first.projections, &of_first[0].normed(to_first)?);
-        let second = (&second.projections, &of_second[0].normed(to_second)?);
+        let first = (&first.projections, &of_first[0].normed(to_first, NORM_EPS)?);
+        let second = (&second.projections, &of_second[0].normed(to_second, NORM_EPS)?);
         Projections::joined([first, second], rope)
     }
 
     /// `attended`: what attention gave for this stream, (1, T, width).
     pub(super) fn finish(&self, hidden: &Tensor, attended: &Tensor, modulations: &[Modulation]) -> Result<Tensor> {
         let hidden = modulations[0].add_gated(hidden, &self.out.forward(&attended.contiguous()?)?)?;
-        let inner = self.up.forward_gelu(&modulations[1].normed(&hidden)?)?;
+        let inner = self.up.forward_gelu(&modulations[1].normed(&hidden, NORM_EPS)?)?;
         modulations[1].add_gated(&hidden, &self.down.forward(&inner)?)
     }
 }

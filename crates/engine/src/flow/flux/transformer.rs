@@ -6,11 +6,12 @@ use candle_nn::ops::layer_norm;
 
 use super::block::{DoubleBlock, DoubleModulation, SingleBlock};
 use super::config::TransformerConfig;
-use super::stream::{Modulation, NORM_EPS};
+use super::stream::NORM_EPS;
 use super::text::TextStates;
 use crate::activations::silu;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear};
+use crate::qwen::modulated::Modulation;
 use crate::qwen::packing::{Grid, pack, unpack};
 use crate::step_cache::FirstBlock;
 use crate::timestep::{TIME_FREQUENCIES, TRAIN_TIMESTEPS, rounded, rounded_timestep, sinusoids};

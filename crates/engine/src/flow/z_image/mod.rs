@@ -3,7 +3,7 @@
 mod block;
 pub mod config;
 mod places;
-mod text;
+pub(super) mod text;
 mod transformer;
 
 use std::path::Path;
@@ -17,6 +17,7 @@ use self::transformer::{Conditioning, Context, Transformer};
 use super::family::Family;
 use crate::EngineError;
 use crate::qwen::packing::Grid;
+use crate::qwen::references::Reference;
 use crate::step_cache::FirstBlock;
 
 /// The transformer, which adapters may change.
@@ -59,7 +60,7 @@ impl Family for ZImage {
         encoder.encode(prompt)
     }
 
-    fn context(&self, text: &Tensor, grid: Grid) -> std::result::Result<Context, EngineError> {
+    fn context(&self, text: &Tensor, grid: Grid, _: &[Reference]) -> std::result::Result<Context, EngineError> {
         self.transformer.context(text, grid)
     }
 

@@ -49,7 +49,7 @@ impl TextEncoder {
 }
 
 /// Ours of llama.cpp's names of Qwen3's tensors (`gguf-py/gguf/tensor_mapping.py` of ggml-org/llama.cpp).
-fn gguf_name(name: &str) -> Option<String> {
+pub(in crate::flow) fn gguf_name(name: &str) -> Option<String> {
     let module = match name.strip_suffix(".weight")? {
         "token_embd" => "embed_tokens".to_owned(),
         "output_norm" => "norm".to_owned(),

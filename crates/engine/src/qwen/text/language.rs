@@ -1,6 +1,6 @@
 //! The text model of Qwen2.5-VL or Qwen3, run once over a whole prompt: no cache, no logits.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 use candle_nn::rotary_emb::rope;
 use candle_nn::{Embedding, Module, RmsNorm, VarBuilder, embedding, rms_norm};
@@ -18,6 +18,19 @@ pub(crate) enum HiddenState {
     Last,
     /// That of the layer before, as it is: the last layer and the norm are not read.
     Penultimate,
+    /// Those a quarter, a half and three quarters of the way, next to each other: layers 9, 18 and 27 of 36. What comes after is not read.
+    Quarters,
+}
+
+impl HiddenState {
+    /// The layers whose hidden states are taken, out of `all`; counted from 1, the last of them is the last that is read.
+    fn layers(self, all: usize) -> Vec<usize> {
+        match self {
+            Self::Last => vec![all],
+            Self::Penultimate => vec![all - 1],
+            Self::Quarters => [1, 2, 3].map(|part| all * part / 4).to_vec(),
+        }
+    }
 }
 
 /// transformers' `Qwen2_5_VLTextModel` or `Qwen3Model`.
@@ -25,6 +38,8 @@ pub struct LanguageModel {
     config: LanguageConfig,
     embed_tokens: Embedding,
     layers: Vec<Layer>,
+    /// Counted from 1.
+    taken: Vec<usize>,
     norm: Option<RmsNorm>,
 }
 
@@ -32,10 +47,12 @@ impl LanguageModel {
     /// `vb` stands at the model's own names (`embed_tokens.weight...`).
     pub(crate) fn new(config: &LanguageConfig, taken: HiddenState, vb: &VarBuilder) -> Result<Self> {
         let is_last = taken == HiddenState::Last;
-        let layers = config.num_hidden_layers - usize::from(!is_last);
+        let taken = taken.layers(config.num_hidden_layers);
+        let layers = taken.last().copied().unwrap_or_default();
         Ok(Self {
             embed_tokens: embedding(config.vocab_size, config.hidden_size, vb.pp("embed_tokens"))?,
             layers: (0..layers).map(|index| Layer::new(config, &vb.pp("layers").pp(index))).collect::<Result<_>>()?,
+            taken,
             norm: is_last.then(|| rms_norm(config.hidden_size, config.rms_norm_eps, vb.pp("norm"))).transpose()?,
             config: config.clone(),
         })
@@ -47,14 +64,30 @@ impl LanguageModel {
         self.embed_tokens.forward(&Tensor::from_vec(tokens.to_vec(), tokens.len(), device)?)
     }
 
-    /// `embedded`: (tokens, hidden), a position each. Returns (1, tokens, hidden): the hidden state that is taken.
+    /// `embedded`: (tokens, hidden), a position each. Returns (1, tokens, hidden): the hidden state that is taken, or several next to each other.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub fn forward(&self, embedded: &Tensor, positions: &[Position]) -> Result<Tensor> {
+        let mask = causal_mask(0, positions.len(), positions.len(), embedded.device())?;
+        self.forward_masked(embedded, positions, &mask)
+    }
+
+    /// [`Self::forward`] of a text and `padding` tokens behind it, which no token sees, they themselves neither (the masks of transformers).
+    ///
+    /// # Errors
+    /// As of [`Self::forward`].
+    pub(crate) fn forward_padded(&self, embedded: &Tensor, positions: &[Position], padding: usize) -> Result<Tensor> {
+        let all = positions.len();
+        let mask = causal_mask(0, all, all, embedded.device())?.narrow(1, 0, all - padding)?;
+        let hidden = Tensor::full(f32::NEG_INFINITY, (all, padding), embedded.device())?;
+        self.forward_masked(embedded, positions, &Tensor::cat(&[&mask, &hidden], 1)?)
+    }
+
+    /// `mask`: (tokens, tokens), f32, which is added to the scores.
+    fn forward_masked(&self, embedded: &Tensor, positions: &[Position], mask: &Tensor) -> Result<Tensor> {
         let device = embedded.device();
         let mut hidden = embedded.unsqueeze(0)?;
-        let mask = causal_mask(0, positions.len(), positions.len(), device)?;
         let half = self.config.head_width() / 2;
         let angles = self.angles(positions);
         let table = |of: fn(f32) -> f32| {
@@ -62,10 +95,18 @@ impl LanguageModel {
         };
         let cos = table(f32::cos)?;
         let sin = table(f32::sin)?;
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, &mask, (&cos, &sin))?;
+        let mut taken = Vec::with_capacity(self.taken.len());
+        for (index, layer) in self.layers.iter().enumerate() {
+            hidden = layer.forward(&hidden, mask, (&cos, &sin))?;
+            if self.taken.contains(&(index + 1)) {
+                taken.push(hidden.clone());
+            }
         }
-        self.norm.as_ref().map_or(Ok(hidden.clone()), |norm| norm.forward(&hidden))
+        match (&self.norm, taken.as_slice()) {
+            (Some(norm), _) => norm.forward(&hidden),
+            (None, [only]) => Ok(only.clone()),
+            (None, several) => Tensor::cat(several, D::Minus1),
+        }
     }
 
     /// Half a head's angles for each token: the first frequencies turn with time, the next with the row, the last with the column.

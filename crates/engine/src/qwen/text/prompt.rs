@@ -1,4 +1,4 @@
-//! The words around a prompt, and its tokens (diffusers' `QwenImageEditPlusPipeline`, `QwenImagePipeline` and `ZImagePipeline`).
+//! The words around a prompt, and its tokens (diffusers' pipelines of Qwen-Image, Z-Image and FLUX.2 klein).
 
 use std::path::Path;
 
@@ -21,15 +21,19 @@ pub struct Template {
     pub(super) dropped: usize,
     /// Of a prompt: as many as the pipeline allows.
     max_tokens: usize,
+    /// Whether the assistant has thought already, of nothing (Qwen3's chat template without `enable_thinking`).
+    has_thought: bool,
 }
 
 /// Around a prompt about images.
-pub const EDIT: Template = Template { system: Some(EDIT_SYSTEM), dropped: 64, max_tokens: 1024 };
+pub const EDIT: Template = Template { system: Some(EDIT_SYSTEM), dropped: 64, max_tokens: 1024, has_thought: false };
 /// Around a prompt alone.
-pub const TEXT: Template = Template { system: Some(TEXT_SYSTEM), dropped: 34, max_tokens: 1024 };
+pub const TEXT: Template = Template { system: Some(TEXT_SYSTEM), dropped: 34, max_tokens: 1024, has_thought: false };
 /// Around a prompt alone that an assistant is to think about (Qwen3's chat template with `enable_thinking`). The pipeline cuts it off at 512 tokens, 8
 /// of which are the template's.
-pub const CHAT: Template = Template { system: None, dropped: 0, max_tokens: 504 };
+pub const CHAT: Template = Template { system: None, dropped: 0, max_tokens: 504, has_thought: false };
+/// Around a prompt alone that an assistant is to answer at once: 12 tokens of 512 are the template's.
+pub const ANSWER: Template = Template { system: None, dropped: 0, max_tokens: 500, has_thought: true };
 
 const TEXT_SYSTEM: &str = "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the \
                            objects and background:";
@@ -40,6 +44,8 @@ const START: &str = "<|im_start|>";
 const END: &str = "<|im_end|>";
 const IMAGE_START: &str = "<|vision_start|>";
 const IMAGE_END: &str = "<|vision_end|>";
+const THOUGHT_START: &str = "<think>";
+const THOUGHT_END: &str = "</think>";
 /// How Qwen2's tokenizer cuts a text before its merges.
 const WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -47,7 +53,7 @@ const WORDS: &str =
 pub struct PromptTokenizer {
     tokenizer: Tokenizer,
     template: Template,
-    specials: [u32; 4],
+    specials: Vec<(&'static str, u32)>,
 }
 
 /// A part of the template.
@@ -72,8 +78,13 @@ impl PromptTokenizer {
             Some(file) => from_serialized(file).map_err(|error| wrong(error.to_string()))?,
             None => from_vocabulary(&path)?,
         };
-        let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token {token}")));
-        let specials = [id(START)?, id(END)?, id(IMAGE_START)?, id(IMAGE_END)?];
+        let thought = [THOUGHT_START, THOUGHT_END].into_iter().filter(|_| template.has_thought);
+        let specials = [START, END, IMAGE_START, IMAGE_END].into_iter().chain(thought);
+        let specials = specials.map(|token| {
+            let id = tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token {token}")))?;
+            Ok::<_, EngineError>((token, id))
+        });
+        let specials = specials.collect::<Result<_, _>>()?;
         let mut tokenizer = tokenizer;
         // What a caller writes is text, whatever it looks like.
         tokenizer.set_encode_special_tokens(true);
@@ -97,7 +108,7 @@ impl PromptTokenizer {
             return Err(wrong(format!("must have at most {max} tokens, got {own}; shorten it")));
         }
         let mut runs = vec![Run::Text(Vec::new())];
-        for part in parts(self.template.system, prompt, images) {
+        for part in parts(&self.template, prompt, images) {
             let tokens = match part {
                 Part::Image(index) => {
                     runs.extend([Run::Image(index), Run::Text(Vec::new())]);
@@ -113,9 +124,13 @@ impl PromptTokenizer {
         Ok(runs)
     }
 
+    /// The number of a token.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
     fn special(&self, token: &str) -> u32 {
-        let place = [START, END, IMAGE_START, IMAGE_END].iter().position(|known| *known == token);
-        self.specials[place.unwrap_or(0)]
+        self.specials.iter().find(|(known, _)| *known == token).map_or(0, |(_, id)| *id)
     }
 
     fn tokens(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
@@ -124,10 +139,10 @@ impl PromptTokenizer {
 }
 
 /// Special tokens cut the text, so what lies between them has its tokens by itself.
-fn parts(system: Option<&str>, prompt: &str, images: usize) -> Vec<Part<'static>> {
+fn parts(template: &Template, prompt: &str, images: usize) -> Vec<Part<'static>> {
     let text = |text: &str| Part::Text(text.to_owned());
     let mut parts = Vec::new();
-    if let Some(system) = system {
+    if let Some(system) = template.system {
         parts.extend([Part::Special(START), Part::Text(format!("system\n{system}")), Part::Special(END), text("\n")]);
     }
     parts.push(Part::Special(START));
@@ -138,6 +153,9 @@ fn parts(system: Option<&str>, prompt: &str, images: usize) -> Vec<Part<'static>
         said.clear();
     }
     parts.extend([Part::Text(said + prompt), Part::Special(END), text("\n"), Part::Special(START), text("assistant\n")]);
+    if template.has_thought {
+        parts.extend([Part::Special(THOUGHT_START), text("\n\n"), Part::Special(THOUGHT_END), text("\n\n")]);
+    }
     parts
 }
 

@@ -1,4 +1,4 @@
-//! What the parity tests of flow models have in common: fixtures of `tests/oracle/z_image.py` and `tests/oracle/flux.py`, and whole images.
+//! What the parity tests of flow models have in common: fixtures of `tests/oracle/z_image.py`, `flux.py` and `flux2.py`, and whole images.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,8 +44,23 @@ struct Case {
     steps: u32,
     seeds: Vec<u64>,
     dynamic: bool,
+    /// Of an edit: how many it is shown.
+    #[serde(default)]
+    images: usize,
     width: u32,
     height: u32,
+}
+
+impl Cases {
+    /// How many images a case is shown.
+    pub(super) fn images(&self, number: usize) -> usize {
+        self.all[number].images
+    }
+
+    /// The cases that are shown some.
+    pub(super) fn edits(&self) -> Vec<usize> {
+        (0..self.all.len()).filter(|number| self.images(*number) > 0).collect()
+    }
 }
 
 impl Case {
@@ -117,7 +132,7 @@ pub(super) fn compare_images<F: Family>(name: &str) {
     fs::write(shifting.path().join("scheduler/scheduler_config.json"), dynamic.to_string()).expect("writes");
     let mut engine = load::<F>(&directory(name), SETTINGS).expect("the fixture loads");
     let mut stage = Stage::new(format!("{name}, 8 bit"));
-    for (number, case) in cases.iter().enumerate() {
+    for (number, case) in cases.iter().enumerate().filter(|(_, case)| case.images == 0) {
         let generated = if case.dynamic {
             generate(&mut load::<F>(shifting.path(), SETTINGS).expect("loads"), &case.request(name))
         } else {

@@ -8,6 +8,7 @@ pub(crate) mod classifiers;
 pub(crate) mod controlnets;
 pub(crate) mod flow;
 mod flux;
+mod flux2;
 mod gguf;
 mod half;
 mod images;

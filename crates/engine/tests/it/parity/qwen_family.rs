@@ -56,7 +56,7 @@ impl Case {
             negative_prompt: self.negative_prompt.clone(),
             steps: self.steps,
             guidance_scale: self.guidance_scale,
-            mode: self.mode(),
+            mode: Some(self.mode()),
             seeds: self.seeds.clone(),
             width_px: self.width,
             height_px: self.height,

@@ -104,7 +104,7 @@ fn edit(case: &Case) -> EditRequest {
         negative_prompt,
         steps: case.steps,
         guidance_scale: case.guidance_scale,
-        mode: "base".into(),
+        mode: Some("base".into()),
         seeds: vec![case.seed],
         width_px: case.width,
         height_px: case.height,

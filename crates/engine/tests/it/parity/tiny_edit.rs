@@ -52,7 +52,7 @@ fn request(expected: &Reference, number: usize, mode: &str, guidance_scale: f64)
         negative_prompt: String::new(),
         steps: if mode == "base" { 6 } else { 4 },
         guidance_scale,
-        mode: mode.to_owned(),
+        mode: Some(mode.to_owned()),
         seeds: vec![42 + number as u64],
         width_px: 96,
         height_px: 128,

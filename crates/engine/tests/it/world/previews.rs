@@ -80,7 +80,7 @@ fn a_preview_of_tiny_edit_looks_like_its_image() {
         negative_prompt: String::new(),
         steps: 4,
         guidance_scale: 1.0,
-        mode: "lora".into(),
+        mode: Some("lora".into()),
         seeds: vec![0],
         width_px: 96,
         height_px: 128,
