@@ -10,6 +10,9 @@ use crate::safety::settings::{Mode, Settings};
 use crate::setting::SettingError;
 use atelier_engine::classifier::{self, Labels};
 
+/// The families that are shown images, of people too.
+const EDITS: [Family; 2] = [Family::QwenImageEdit, Family::Flux2];
+
 /// Whether there is anyone to look, where someone has to.
 ///
 /// # Errors
@@ -29,7 +32,7 @@ pub fn check(settings: &Settings, manifest: &Manifest) -> Result<(), SettingErro
     if settings.required {
         return Err(SettingError::new("safety.required", format!("is true, and nobody would look at images: {who}")));
     }
-    if manifest.family == Family::QwenImageEdit {
+    if EDITS.contains(&manifest.family) {
         let problem = format!(
             "is on, and nobody would look at what is made of images of people: {who}; or write `safety.mode: off`, and answer for it"
         );
@@ -83,4 +86,23 @@ fn read(checker: &Checker, manifest: &Manifest) -> Result<checker::Checker, Sett
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
     checker::Checker::new(&name, (&labels, scores), categories)
         .map_err(|problem| SettingError::new(&format!("{key}.categories"), problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::Environment;
+
+    #[test]
+    fn what_is_shown_images_of_people_does_not_start_with_nobody_to_look() {
+        let settings = Config::parse("config.yaml", "", &Environment::new()).unwrap().safety;
+        for (family, starts) in [("qwen-image-edit", false), ("flux2", false), ("flux", true)] {
+            let manifest: Manifest = serde_json::from_value(json!({ "family": family, "checkpoint": "own" })).unwrap();
+            assert_eq!(check(&settings, &manifest).is_ok(), starts, "{family}");
+            let off = Settings { mode: Mode::Off, ..settings.clone() };
+            assert!(check(&off, &manifest).is_ok(), "{family}");
+        }
+    }
 }
