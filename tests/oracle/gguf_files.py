@@ -1,9 +1,9 @@
 """Writes tests/fixtures/gguf: blocks of every format and what they stand for, and GGUF files of tiny transformers and text
-encoders of FLUX.1 and Z-Image with what diffusers computes with their weights made whole, for crates/engine/tests/it/parity/gguf.rs.
+encoders of FLUX.1, Z-Image and FLUX.2 klein with what diffusers computes with their weights made whole, for crates/engine/tests/it/parity/gguf.rs.
 
     python tests/oracle/gguf_files.py [OUT_DIR SEED]    a minute on a CPU; the result of seed 1 is committed
 
-All else is that of tests/fixtures/flux and tests/fixtures/z-image. Blocks are made whole by PyPI's gguf, the reference of ggml-org.
+All else is that of tests/fixtures/flux, z-image and flux2. Blocks are made whole by PyPI's gguf, the reference of ggml-org.
 It packs no weights in the formats of 256 values: blocks of those are random bits with scales that suit a layer. Made with gguf 0.19.0, torch 2.11.0,
 transformers 5.23.0, diffusers 0.42.1.
 """
@@ -12,11 +12,12 @@ import json
 import tempfile
 
 import flux
+import flux2
 import numpy as np
 import torch
 import z_image
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel, GGUFQuantizationConfig
-from diffusers import ZImagePipeline, ZImageTransformer2DModel
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel, ZImagePipeline, ZImageTransformer2DModel
 from flows import ROOT, begin, images
 from gguf import GGMLQuantizationType as Format
 from gguf import GGUFReader, GGUFWriter, quants
@@ -146,6 +147,22 @@ def pack_z_image(file, model, rng):
     return packing.used
 
 
+def pack_flux2(file, model, rng):
+    """The names of the first release."""
+    packing = Packing(file, "flux", rng)
+    layers = flux2.first_release(model) | {old: [ours] for old, ours in flux2.MODULATIONS.items()}
+    for old, parts in layers.items():
+        packing.matrix(f"{old}.weight", [model.get_submodule(part).weight.data for part in parts])
+    for kind, names in flux.NORMS.items():
+        old = kind.replace("single_transformer_blocks", "single_blocks").replace("transformer_blocks", "double_blocks")
+        for ours, theirs in names:
+            packing.vector(f"{old}.0.{theirs}.scale", model.get_submodule(f"{kind}.0.{ours}").weight.data, Format.F32)
+    scale, shift = (half.data for half in model.norm_out.linear.weight.chunk(2))
+    packing.matrix("final_layer.adaLN_modulation.1.weight", [shift, scale])
+    write_file(packing.writer)
+    return packing.used
+
+
 # llama.cpp's names of a layer's tensors, and transformers'.
 T5 = {"attn_norm": "layer.0.layer_norm", "attn_q": "layer.0.SelfAttention.q", "attn_k": "layer.0.SelfAttention.k", "attn_v": "layer.0.SelfAttention.v",
       "attn_o": "layer.0.SelfAttention.o", "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias", "ffn_norm": "layer.1.layer_norm",
@@ -222,6 +239,25 @@ def z_image_pipeline(target, seed, rng):
     return ZImagePipeline(scheduler(source), vae, language, tokenizer, model)
 
 
+def flux2_pipeline(target, seed, rng):
+    source = ROOT / "tests/fixtures/flux2"
+    config = json.loads((source / "transformer/config.json").read_text())
+    config |= {
+        "num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 4, 4, 4), "num_layers": 1, "num_single_layers": 1, "mlp_ratio": 2.0,
+        "joint_attention_dim": 96,
+    }  # fmt: skip
+    model = made(target, Flux2Transformer2DModel.from_config(config), seed)
+    config = Qwen3Config.from_pretrained(source / "text_encoder")
+    config.update({"hidden_size": 32, "head_dim": 16, "intermediate_size": 64})
+    language = encoder(target, Qwen3ForCausalLM(config), seed + 70)
+    outside = [("token_embd", language.model, "embed_tokens"), ("output_norm", language.model, "norm")]
+    pack_encoder(target / "text_encoder.gguf", "qwen3", rng, ("blk", language.model.layers, QWEN3), outside)
+    tokenizer = AutoTokenizer.from_pretrained(source / "tokenizer")
+    tokenizer.chat_template = flux2.TEMPLATE
+    vae = AutoencoderKLFlux2.from_pretrained(source / "vae", torch_dtype=torch.float32).eval()
+    return flux2.Klein(scheduler(source), vae, language, tokenizer, model, is_distilled=True)
+
+
 def scheduler(source):
     return FlowMatchEulerDiscreteScheduler.from_pretrained(source / "scheduler")
 
@@ -293,6 +329,21 @@ def main():
     more, cases, out = write(ours, pipeline, pack_z_image, rng, lora, lambda run, scale: with_fused(pipeline.transformer, lora, scale, run))
     assert {kind.name for kind in SMALL + LARGE} <= used | more, used | more
     print("diffusers' own loader is off by", as_diffusers_reads_it(ours, pipeline, cases[0], out["expected/0"]), "of 255")
+
+    # With numbers of its own: the other files stay as they were.
+    ours = target / "flux2"
+    own = np.random.default_rng(seed + 1)
+    pipeline = flux2_pipeline(ours, 1000 * seed + 700, own)
+    lora = ours / flux2.write_lora(ours, pipeline.transformer, "kohya", 1000 * seed + 800)
+
+    def with_lora(run, scale):
+        pipeline.load_lora_weights(ours, weight_name=lora.name, adapter_name="it")
+        pipeline.set_adapters("it", scale)
+        result = run()
+        pipeline.unload_lora_weights()
+        return result
+
+    write(ours, pipeline, pack_flux2, own, lora, with_lora)
     for path in target.rglob("*.*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 

@@ -155,6 +155,7 @@ fn the_table_of_gguf_files_follows_from_the_bits_of_their_blocks() {
         ("its text encoder, Qwen3", QWEN3_LAYERS_READ, QWEN3_WORDS),
         ("FLUX.1-schnell's transformer", FLUX_TRANSFORMER, 0),
         ("its text encoder, T5", T5_ENCODER, T5_WORDS),
+        ("FLUX.2 klein's transformer", FLUX2_TRANSFORMER, 0),
     ];
     for (part, weights, whole) in parts {
         let cells = [16.0, 8.5, 6.5625, 5.5, 4.5].map(|bits| {

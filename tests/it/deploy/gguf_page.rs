@@ -13,7 +13,11 @@ pub(super) const GGUF: &[(&str, &[&str])] = &[
     ),
     (
         "Names in a transformer are those of the first release, as ComfyUI",
-        &["E/parity/gguf.rs parity_of_flux_in_blocks", "E/parity/gguf.rs parity_of_z_image_in_blocks"],
+        &[
+            "E/parity/gguf.rs parity_of_flux_in_blocks",
+            "E/parity/gguf.rs parity_of_z_image_in_blocks",
+            "E/parity/gguf.rs parity_of_flux2_in_blocks",
+        ],
     ),
     (
         "Weights of layers stay in their blocks",
@@ -41,4 +45,5 @@ pub(super) const GGUF: &[(&str, &[&str])] = &[
     ("its text encoder, Qwen3 |", &[TABLE]),
     ("FLUX.1-schnell's transformer |", &[TABLE]),
     ("its text encoder, T5 |", &[TABLE]),
+    ("FLUX.2 klein's transformer |", &[TABLE]),
 ];

@@ -8,6 +8,7 @@ use atelier_engine::flow::flux2::Flux2;
 use atelier_engine::qwen::packing::Grid;
 use atelier_engine::qwen::references::Reference as Shown;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
+use atelier_engine::step_cache::StepCache;
 use atelier_engine::{
     EditRequest, Engine as _, EngineError, GenerateRequest, Generated, InitImage, QueuedRequest, Request, Watch,
 };
@@ -321,6 +322,21 @@ fn a_flux2_transformer_in_one_file_is_the_same() {
     refuses_single_file::<Flux2>(NAME, &bytes, "transformer.transformer_blocks.0.attn.to_q.weight");
     let other = fs::read(directory("flux/single_file.safetensors")).expect("reads");
     refuses_single_file::<Flux2>(NAME, &other, "transformer.single_stream_modulation.linear.weight");
+}
+
+/// diffusers' own first-block cache fails for this transformer, so there is no reference.
+#[test]
+fn a_cached_flux2_is_the_same_until_it_takes_something_over() {
+    let mut engine: FlowEngine<Flux2> = load(&directory(NAME), SETTINGS).expect("the fixture loads");
+    let number = cases(NAME).edits()[1];
+    let [without, none, much] = [None, Some(1e-9), Some(1e9)].map(|threshold| {
+        let step_cache = threshold.map(StepCache::Threshold);
+        edited(&mut engine, EditRequest { steps: 4, step_cache, ..over(number) }).expect("generates")
+    });
+    assert_eq!(none, without);
+    assert_ne!(much, without);
+    let refused = edited(&mut engine, EditRequest { step_cache: Some(StepCache::Interval(2)), ..over(number) });
+    assert!(matches!(refused, Err(EngineError::Request { field: "step_cache", .. })), "{refused:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::Path;
 use atelier_engine::flow::engine::{FlowEngine, Settings};
 use atelier_engine::flow::family::Family;
 use atelier_engine::flow::flux::Flux;
+use atelier_engine::flow::flux2::Flux2;
 use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::{EngineError, GenerateRequest, LoraFile};
 use atelier_kernels::gguf::BlockFormat;
@@ -94,6 +95,12 @@ fn compare_images<F: Family>(base: &str) {
 #[test]
 fn parity_of_flux_in_blocks() {
     compare_images::<Flux>("flux");
+}
+
+/// A joint layer is cut by rows, blocks and the LoRA's matrices beside them alike.
+#[test]
+fn parity_of_flux2_in_blocks() {
+    compare_images::<Flux2>("flux2");
 }
 
 #[test]
