@@ -1,9 +1,10 @@
 """How fast the flow engines compute, and in how much memory, against diffusers on the same CPU: same files, as many threads, in turns.
 
-    OMP_WAIT_POLICY=passive python bench/flow.py [--profile dev] [--only z-image|flux] [--note TEXT]    needs torch, diffusers, transformers
+    OMP_WAIT_POLICY=passive python bench/flow.py [--profile dev] [--only z-image|flux|flux2] [--note TEXT]    needs torch, diffusers, transformers
 
-Z-Image-Turbo's and FLUX.1-schnell's own widths with random weights, one block of each kind, where they have 30 and 2 refiners twice, and 19 and 38: one
-forward of the transformer at 256x256, and the most memory that a process with the pipeline has for it. The text encoders have their own width and few layers.
+Z-Image-Turbo's, FLUX.1-schnell's and FLUX.2 klein 4B's own widths with random weights, one block of each kind, where they have 30 and 2 refiners twice, 19
+and 38, and 5 and 20: one forward of the transformer at 256x256, and the most memory that a process with the pipeline has for it. The text encoders have their own width and few layers,
+or of FLUX.2 all layers and few heads.
 Without the policy torch's OpenMP threads spin while ours compute.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel, ZImagePipeline, ZImageTransformer2DModel
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
 from engine import PEER, ROOT, THREADS, Child, built, compare, peak_mib, timed
 from report import cpu, report, row
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Qwen3Config, Qwen3ForCausalLM, T5Config, T5EncoderModel
@@ -26,6 +28,8 @@ sys.path[:0] = [str(ROOT / part) for part in ("tests/oracle", "models/train/edit
 PROMPT = "a red apple on a table"
 SIDE_PX = 256
 CHANNELS = 16
+LATENTS = {"z-image": (CHANNELS, 8), "flux": (CHANNELS, 8), "flux2": (128, 16)}
+"""Of each family: channels of the loop's latents, and pixels of one's side."""
 SCALES = ("tiny", "block", "whole")
 """As small as it gets; one block of each kind at the published widths; the published sizes without numbers, on torch's meta device."""
 
@@ -95,6 +99,32 @@ def flux(directory, scale):
     return FluxPipeline(scheduler, autoencoder(scale), encoders[0], tokenizer, encoders[1], tokenizer_2, transformer)
 
 
+def flux2(directory, scale):
+    from flux2 import SCHEDULE, TEMPLATE
+    from flux2 import tokenizer as words
+
+    tokenizer = words(Path(directory))
+    tokenizer.chat_template = TEMPLATE
+    wide = scale != "tiny"
+    heads = of_scale(scale, (4, 2, 16), (8, 2, 128), (32, 8, 128))
+    config = Qwen3Config(
+        vocab_size=of_scale(scale, len(tokenizer) + 5, len(tokenizer) + 5, 151_936), hidden_size=2560 if wide else 48,
+        intermediate_size=of_scale(scale, 64, 256, 9728), num_hidden_layers=36, num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=heads[2],
+        rms_norm_eps=1e-6, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )  # fmt: skip
+    layers = {"num_layers": of_scale(scale, 1, 1, 5), "num_single_layers": of_scale(scale, 1, 1, 20), "guidance_embeds": False}
+    sizes = {"num_attention_heads": 24, "joint_attention_dim": 3 * 2560}
+    small = {"num_attention_heads": 2, "attention_head_dim": 16, "joint_attention_dim": 3 * 48, "axes_dims_rope": (4, 4, 4, 4)}
+    with on(scale):
+        encoder, transformer = Qwen3ForCausalLM(config).eval(), Flux2Transformer2DModel(**layers, **(sizes if wide else small)).eval()
+    widths = of_scale(scale, (8,) * 4, (32,) * 4, (128, 256, 512, 512))
+    vae = AutoencoderKLFlux2(
+        block_out_channels=widths, norm_num_groups=min(32, widths[0]), layers_per_block=of_scale(scale, 1, 1, 2),
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    ).eval()  # fmt: skip
+    return Flux2KleinPipeline(FlowMatchEulerDiscreteScheduler(**SCHEDULE), vae, encoder, tokenizer, transformer, is_distilled=True)
+
+
 @torch.inference_mode()
 def look_of(pipeline, width=SIDE_PX, height=SIDE_PX):
     """One forward of the transformer, over as many tokens of text as the prompt is, where the pipeline is and in what it computes."""
@@ -105,6 +135,13 @@ def look_of(pipeline, width=SIDE_PX, height=SIDE_PX):
         states = [state.to(where["dtype"]) for state in states]
         latents = [torch.randn(CHANNELS, 1, height // 8, width // 8, **where)]
         return lambda: pipeline.transformer(latents, time, states, return_dict=False)
+    if isinstance(pipeline, Flux2KleinPipeline):
+        states, ids = pipeline.encode_prompt(PROMPT, device=where["device"])
+        latents = torch.randn(1, LATENTS["flux2"][0], height // 16, width // 16, **where)
+        image_ids = pipeline._prepare_latent_ids(latents).to(where["device"])
+        more = {"encoder_hidden_states": states.to(where["dtype"]), "txt_ids": ids, "img_ids": image_ids, "guidance": None, "return_dict": False}
+        latents = pipeline._pack_latents(latents)
+        return lambda: pipeline.transformer(latents, timestep=time, **more)
     states, pooled, ids = pipeline.encode_prompt(PROMPT, None, device=where["device"], max_sequence_length=256)
     rows, columns = height // 16, width // 16
     latents = torch.randn(1, rows * columns, 4 * CHANNELS, **where)
@@ -128,6 +165,7 @@ print(peak_mib("self"))
 FAMILIES = {
     "z-image": (z_image, "Z-Image, a block and a refiner of each kind"),
     "flux": (flux, "FLUX.1, a double block and a single one"),
+    "flux2": (flux2, "FLUX.2 klein 4B, a double block and a single one"),
 }
 
 
@@ -139,7 +177,7 @@ def rows(family, profile, note):
         look = look_of(pipeline)
         size = f"{sum(p.numel() for p in pipeline.transformer.parameters()) / 1e6:.0f} million parameters, {SIDE_PX}x{SIDE_PX}, f32"
         with Child([built(profile, "engine"), directory]) as ours:
-            mine, theirs = compare(partial(ours.time, f"look {SIDE_PX} {SIDE_PX} {CHANNELS}"), partial(timed, look), runs=3)
+            mine, theirs = compare(partial(ours.time, "look {0} {0} {1} {2}".format(SIDE_PX, *LATENTS[family])), partial(timed, look), runs=3)
             resident = peak_mib(ours.process.pid)
         yield row(f"{family}_block: {what}, one forward, {size}", "seconds", mine, PEER, theirs, cpu(THREADS), note)
         del pipeline, look

@@ -3,7 +3,7 @@
     python bench/gpu.py --engine ENGINE --edit EDIT [--only PART] [--rehearse]    bench/gpu.sh calls it
 
 parity: every stage and format of LoRA, in f32 and in halves. edit: the try-on model at its own sizes. profile: the kernels of a step. sd:
-Stable Diffusion 1.5 at its own sizes. flow: Z-Image, FLUX.1 and SDXL at theirs, where --only asks for it. Each writes
+Stable Diffusion 1.5 at its own sizes. flow: Z-Image, FLUX.1, FLUX.2 klein and SDXL at theirs, where --only asks for it. Each writes
 bench/results/gpu-<part>-cuda.json when its time is up at the latest; all together stay below 9 minutes. The status is 1 where parity does not hold or a part broke. --rehearse: the bundled models on a CPU, so that all of it can
 be tried where there is no GPU; nothing is written.
 """

@@ -1,6 +1,6 @@
-"""Z-Image-Turbo, FLUX.1-schnell and SDXL at their own sizes, random weights, ours in bf16 (SDXL: f16), against diffusers with the same files.
+"""Z-Image-Turbo, FLUX.1-schnell, FLUX.2 klein 4B and SDXL at their own sizes, random weights, ours in bf16 (SDXL: f16), against diffusers with the same files.
 
-One side after the other, because a card may not hold both. Runs where it is asked for by name: it writes 60 GB, model after model.
+One side after the other, because a card may not hold both. Runs where it is asked for by name: it writes 75 GB, model after model.
 """
 
 import statistics
@@ -55,12 +55,15 @@ def sdxl(_directory, scale):
 
 def works(side):
     """By family: what makes it, and (name, what it is, the line that both sides are given)."""
-    flows = lambda name, steps: [
-        (f"{name}_look", f"one forward of the transformer, {side}x{side}", f"look {side} {side} {flow.CHANNELS}"),
+    flows = lambda family, steps, name: [
+        (f"{name}_look", f"one forward of the transformer, {side}x{side}", "look {0} {0} {1} {2}".format(side, *flow.LATENTS[family])),
         (f"{name}_{steps}_steps", f"an image, {side}x{side}, {steps} steps", f"generate {side} {side} {steps}"),
     ]
     images = [("sdxl_step", f"guided UNet step, {side}x{side}", f"unet {side} 2"), ("sdxl_30_steps", f"an image, {side}x{side}, 30 steps", f"generate {side} 30 1")]
-    return {"z-image": (flow.z_image, flows("z_image", 8)), "flux": (flow.flux, flows("flux", 4)), "sdxl": (sdxl, images)}
+    return {
+        "z-image": (flow.z_image, flows("z-image", 8, "z_image")), "flux": (flow.flux, flows("flux", 4, "flux")),
+        "flux2": (flow.flux2, flows("flux2", 4, "flux2_klein")), "sdxl": (sdxl, images),
+    }  # fmt: skip
 
 
 def written(directory, pipeline, pool):

@@ -130,7 +130,7 @@ class Flow(Peer):
         self.pipeline = DiffusionPipeline.from_pretrained(directory, torch_dtype=self.dtype).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def look(self, width, height, _channels):
+    def look(self, width, height, *_of_latents):
         return self.seconds(flow.look_of(self.pipeline, width, height))
 
     def generate(self, width, height, steps):

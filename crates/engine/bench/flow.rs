@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use atelier_engine::flow::engine::{FlowEngine, Settings};
 use atelier_engine::flow::family::Family;
 use atelier_engine::flow::flux::Flux;
+use atelier_engine::flow::flux2::Flux2;
 use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::{Engine as _, GenerateRequest, Sampling, Watch, device};
@@ -18,7 +19,7 @@ const PROMPT: &str = "a red apple on a table";
 /// Does the work of `main` for a checkpoint of the diffusers pipeline that `index`, its `model_index.json`, names; `false` where that is of no flow model.
 ///
 /// Lines in, and what they do:
-/// - `look WIDTH_PX HEIGHT_PX CHANNELS`: one forward of the transformer, over latents of so many channels, an eighth of the image a side;
+/// - `look WIDTH_PX HEIGHT_PX CHANNELS LATENT_PX`: one forward of the transformer, over latents of so many channels, each of so many pixels a side;
 /// - `generate WIDTH_PX HEIGHT_PX STEPS`: an image, from the prompt to pixels.
 ///
 /// # Errors
@@ -27,6 +28,8 @@ pub(crate) fn work_of(index: &str, arguments: &Arguments) -> Result<bool> {
     let is_of = |pipeline: &str| index.contains(&format!("\"{pipeline}\""));
     if is_of(Flux::PIPELINE) {
         work::<Flux>(arguments)?;
+    } else if is_of(Flux2::PIPELINE) {
+        work::<Flux2>(arguments)?;
     } else if is_of(ZImage::PIPELINE) {
         work::<ZImage>(arguments)?;
     } else {
@@ -52,10 +55,11 @@ fn work<F: Family>(arguments: &Arguments) -> Result<()> {
     for line in stdin().lock().lines() {
         let line = line?;
         let seconds = match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-            ["look", width, height, channels] => {
+            ["look", width, height, channels, latent_px] => {
                 let text = engine.encode_prompt(PROMPT)?;
+                let latent_px = latent_px.parse::<usize>()?;
                 let sides: (usize, usize) = (height.parse()?, width.parse()?);
-                let shape = (1, channels.parse::<usize>()?, sides.0 / 8, sides.1 / 8);
+                let shape = (1, channels.parse::<usize>()?, sides.0 / latent_px, sides.1 / latent_px);
                 let latents = Tensor::randn(0.0_f32, 1.0, shape, &device)?;
                 timed(&device, || Ok(engine.predict(&latents, 500.0, &text)?))?
             }
