@@ -69,13 +69,12 @@ mod tests {
     use crate::device;
 
     fn named(device: &Device, names: &[&str]) -> Result<Tensors> {
-        let drawn = |name: &&str| {
-            Ok((
-                (*name).to_owned(),
-                Tensor::randn(0.0_f32, 1.0, (4, 8), &Device::Cpu)?.to_dtype(DType::F16)?.to_device(device)?,
-            ))
-        };
-        names.iter().map(drawn).collect()
+        let mut tensors = Tensors::new();
+        for name in names {
+            let values = Tensor::randn(0.0_f32, 1.0, (4, 8), &Device::Cpu)?.to_dtype(DType::F16)?;
+            tensors.insert((*name).to_owned(), values.to_device(device)?);
+        }
+        Ok(tensors)
     }
 
     fn values(tensor: &Tensor) -> Result<Vec<f32>> {
