@@ -13,14 +13,19 @@ const EVERY: Duration = Duration::from_secs(5);
 /// Follows the handlers until the host ends.
 pub async fn handlers(dispatcher: Arc<Dispatcher>, catalogue: Arc<Catalogue>, metrics: Metrics) {
     let mut snapshot = dispatcher.snapshot();
+    let mut handlers = dispatcher.states();
     loop {
         let in_flight = snapshot.borrow_and_update().in_flight;
-        let states = dispatcher.states();
+        let states = handlers.borrow_and_update().clone();
         for (model, states) in catalogue.models().zip(&states) {
             metrics.model_handlers(model.name.as_str(), states);
         }
         metrics.handlers(&states, in_flight);
-        if snapshot.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = snapshot.changed() => changed,
+            changed = handlers.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }

@@ -36,6 +36,7 @@ pub struct Dispatcher {
     /// Wakes the callers that wait in [`Self::take`].
     work: Notify,
     snapshot: watch::Sender<StatusSnapshot>,
+    states: watch::Sender<States>,
     /// How many messages the free handlers could take beyond what is in flight.
     demand: watch::Sender<usize>,
     /// When handlers that share a device are to be decided on although nothing else happens.
@@ -43,6 +44,9 @@ pub struct Dispatcher {
     /// What each slot is to send its handler: ids of jobs to cancel.
     cancels: Vec<mpsc::UnboundedSender<String>>,
 }
+
+/// Of each model, how many of its handlers are in each state, by the state's word.
+pub type States = Vec<Vec<(&'static str, usize)>>;
 
 /// What one handler is for.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +95,7 @@ impl Dispatcher {
         let state = State::new(places, batch, sharing, jobs.clone());
         let dispatcher = Self {
             snapshot: watch::Sender::new(state.snapshot()),
+            states: watch::Sender::new(state.counts()),
             demand: watch::Sender::new(0),
             due: watch::Sender::new(state.sharing.due),
             state: Mutex::new(state),
@@ -249,8 +254,8 @@ impl Dispatcher {
 
     /// How many handlers of each model are in each state.
     #[must_use]
-    pub fn states(&self) -> Vec<Vec<(&'static str, usize)>> {
-        self.state().counts()
+    pub fn states(&self) -> watch::Receiver<States> {
+        self.states.subscribe()
     }
 
     #[must_use]
@@ -283,6 +288,7 @@ impl Dispatcher {
     /// Under the lock, so that what was published last is what is so.
     fn publish(&self, state: &State) {
         self.snapshot.send_if_modified(|old| replaced(old, state.snapshot()));
+        self.states.send_if_modified(|old| replaced(old, state.counts()));
         self.demand.send_if_modified(|old| replaced(old, state.demand()));
         self.due.send_if_modified(|old| replaced(old, state.sharing.due));
     }

@@ -285,7 +285,7 @@ async fn a_model_on_two_devices_is_loaded_as_often_as_jobs_wait_for_it() {
     let places = [at(0, 0), at(0, 1), at(1, 0), at(1, 1)];
     let (dispatcher, _cancels) = Dispatcher::new(&places, 1, &settings, Arc::default());
     let demand = dispatcher.demand();
-    assert_eq!((*demand.borrow(), dispatcher.states()[0][0]), (0, ("starting", 2)));
+    assert_eq!((*demand.borrow(), dispatcher.states().borrow()[0][0]), (0, ("starting", 2)));
     for slot in [0, 1] {
         assert_eq!(dispatcher.ready(slot), None, "nobody made room for it");
     }
@@ -295,7 +295,8 @@ async fn a_model_on_two_devices_is_loaded_as_often_as_jobs_wait_for_it() {
         let mut waiting = in_flight(&shelf, &job(&format!("job-{count}")));
         waiting.model = Ok(1);
         assert!(dispatcher.accept(vec![waiting]).is_empty());
-        assert!(dispatcher.states()[0].contains(&("unloading", count)), "{:?}", dispatcher.states());
+        let states = dispatcher.states().borrow().clone();
+        assert!(states[0].contains(&("unloading", count)), "{states:?}");
         assert_eq!(*demand.borrow(), left, "nothing is asked for while models are swapped");
     }
     let Next::Unload(unloading) = dispatcher.take(0).await else { panic!("it makes room") };
