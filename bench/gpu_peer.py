@@ -136,7 +136,7 @@ class Flow(Peer):
     def generate(self, width, height, steps):
         generator = torch.Generator(self.device).manual_seed(42)
         return self.seconds(lambda: self.pipeline(
-            PROMPT, guidance_scale=0.0, num_inference_steps=steps, width=width, height=height, generator=generator, output_type="np",
+            prompt=PROMPT, guidance_scale=0.0, num_inference_steps=steps, width=width, height=height, generator=generator, output_type="np",
         ))  # fmt: skip
 
 
