@@ -26,6 +26,8 @@ pub(super) struct SharedSlot {
     ready_at: Instant,
     used_at: Instant,
     has_served: bool,
+    /// Starts in a row that have failed.
+    failures: u32,
     /// It is loaded for a job that waits.
     pub(super) for_jobs: bool,
     pub(super) planned: Planned,
@@ -56,6 +58,7 @@ impl Sharing {
                 ready_at: now,
                 used_at: now,
                 has_served: false,
+                failures: 0,
                 for_jobs: false,
                 planned: Planned::Nothing,
                 swap_since: None,
@@ -95,6 +98,7 @@ impl Sharing {
                 member.ready_at = now;
                 member.used_at = now;
                 member.has_served = false;
+                member.failures = 0;
             }
             Slot::Idle => member.used_at = now,
             Slot::Busy(_) => {
@@ -104,10 +108,20 @@ impl Sharing {
             Slot::Down(_) => {
                 let never = matches!(member.starts, Starts::Untried | Starts::Failed);
                 member.starts = if never { Starts::Failed } else { Starts::Lost };
-                member.swap_since = None;
+                // What made room for it is gone: a later start is counted as the swap.
+                if *before == Slot::Starting {
+                    member.failures = member.failures.saturating_add(1);
+                } else {
+                    member.swap_since = None;
+                }
             }
             Slot::Starting | Slot::Unloading | Slot::Unloaded => {}
         }
+    }
+
+    /// Whether the last start of the handler has failed.
+    pub(super) fn cannot_start(&self, slot: usize) -> bool {
+        self.members[slot].as_ref().is_some_and(|member| member.failures > 0)
     }
 
     /// How long the handler that got ready was made room for; none: there was room.
@@ -129,8 +143,8 @@ impl Sharing {
 impl SharedSlot {
     /// As the decisions see it. `waited`: how long the oldest job has waited that it is to do.
     pub(super) fn member(&self, slot: &Slot, waited: Option<Duration>) -> Member {
-        let Self { memory_mib, starts, ready_at, used_at, has_served, .. } = *self;
-        Member { memory_mib, stage: stage(slot), starts, waited, ready_at, used_at, has_served }
+        let Self { memory_mib, starts, ready_at, used_at, has_served, failures, .. } = *self;
+        Member { memory_mib, stage: stage(slot), starts, waited, ready_at, used_at, has_served, failures }
     }
 }
 

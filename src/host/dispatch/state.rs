@@ -223,7 +223,7 @@ impl State {
         let Starts { was_ready, failure } = &self.starts[model];
         let state = match failure {
             _ if self.slots_of(model).any(Slot::is_ready) => Model::Hot,
-            Some(why) if !was_ready => Model::Failed(why.clone()),
+            Some(why) if !was_ready || self.cannot_start(model) => Model::Failed(why.clone()),
             _ if self.is_swapped_in(model) => Model::Unloaded { loading: true },
             _ if self.slots_of(model).any(|slot| matches!(slot, Slot::Unloaded | Slot::Unloading)) => {
                 Model::Unloaded { loading: false }
@@ -231,6 +231,12 @@ impl State {
             _ => Model::Loading,
         };
         ModelStatus { model: state, free: self.free(model) }
+    }
+
+    /// Whether the last starts of all its handlers have failed, on devices that they share.
+    fn cannot_start(&self, model: usize) -> bool {
+        let mut slots = (0..self.slots.len()).filter(|slot| self.models[*slot] == model);
+        slots.all(|slot| self.sharing.cannot_start(slot))
     }
 
     pub(super) fn snapshot(&self) -> StatusSnapshot {

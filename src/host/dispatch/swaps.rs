@@ -48,6 +48,8 @@ pub(super) struct Member {
     pub(super) used_at: Instant,
     /// It was given a job since it got ready.
     pub(super) has_served: bool,
+    /// Starts in a row that have failed.
+    pub(super) failures: u32,
 }
 
 /// What holds for every device.
@@ -88,8 +90,8 @@ pub(super) fn plan(members: &[Member], rules: Rules, now: Instant) -> Plan {
             match member.starts {
                 // At the start of the host, one after the other for as long as there is room.
                 Starts::Untried if is_quiet => _ = planning.take(place),
-                Starts::Lost => _ = planning.take(place),
-                Starts::Failed => planning.load_again(place),
+                Starts::Lost if member.failures == 0 => _ = planning.take(place),
+                Starts::Failed | Starts::Lost => planning.load_again(place),
                 Starts::Untried | Starts::Succeeded => {}
             }
         }
@@ -184,13 +186,15 @@ impl<'a> Planning<'a> {
         }
     }
 
-    /// No start of it has succeeded, and no job waits for it: it may have the room of what has not been used for a while.
+    /// Its last start has failed, and no job waits for it: it may have the room of what has not been used for a while. That is twice as long after each
+    /// failure, for whoever makes room for nothing has to be loaded again for its next job.
     fn load_again(&mut self, place: usize) {
-        let max_wait = self.rules.max_wait;
+        const MOST_DOUBLINGS: u32 = 10;
+        let unused = self.rules.max_wait.saturating_mul(1 << self.members[place].failures.min(MOST_DOUBLINGS));
         let now = self.now;
         let is_idle = |member: &Member| member.stage == Stage::Idle && member.waited.is_none();
-        if !self.take(place) && !self.unload_for(place, |member| is_idle(member) && later(member.used_at, max_wait) <= now) {
-            let ends = self.members.iter().filter(|member| is_idle(member)).map(|member| later(member.used_at, max_wait));
+        if !self.take(place) && !self.unload_for(place, |member| is_idle(member) && later(member.used_at, unused) <= now) {
+            let ends = self.members.iter().filter(|member| is_idle(member)).map(|member| later(member.used_at, unused));
             self.wake_at_first(ends);
         }
     }

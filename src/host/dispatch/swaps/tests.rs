@@ -35,6 +35,7 @@ impl Clock {
             ready_at: self.0 - Duration::from_mins(30),
             used_at: self.0 - Duration::from_secs(seconds),
             has_served: true,
+            failures: 0,
         }
     }
 
@@ -155,8 +156,18 @@ fn a_model_that_cannot_be_loaded_leaves_its_room_to_others_and_is_tried_again() 
     let lately = clock.plan(8, &[failed.clone(), clock.idle(8, 50)]);
     assert_eq!(lately, Plan { due: Some(clock.0 + Duration::from_secs(10)), ..Plan::default() });
     assert_eq!(clock.plan(8, &[failed.clone(), clock.idle(8, 60)]).unload, [(1, 0)]);
-    assert_eq!(clock.plan(8, &[failed, clock.busy(8)]), Plan::default());
-    // One that was ready once comes back by itself only where there is room: until then a job brings it.
+    assert_eq!(clock.plan(8, &[failed.clone(), clock.busy(8)]), Plan::default());
+    // After each failure what makes room has to have been unused for twice as long.
+    let again = Member { failures: 2, ..failed };
+    assert_eq!(clock.plan(8, &[again.clone(), clock.idle(8, 239)]).unload, []);
+    assert_eq!(clock.plan(8, &[again.clone(), clock.idle(8, 240)]).unload, [(1, 0)]);
+    let often = Member { failures: u32::MAX, ..again.clone() };
+    assert_eq!(clock.plan(8, &[often, clock.idle(8, 3_600)]).unload, []);
+    // So is one that was ready once and cannot be loaded any more.
+    let no_more = Member { starts: Starts::Lost, ..again };
+    assert_eq!(clock.plan(8, &[no_more.clone(), clock.idle(8, 239)]).unload, []);
+    assert_eq!(clock.plan(8, &[no_more, clock.idle(8, 240)]).unload, [(1, 0)]);
+    // One that was ready once and ended comes back by itself only where there is room: until then a job brings it.
     let lost = Member { starts: Starts::Lost, ..clock.unloaded(8) };
     assert_eq!(clock.plan(8, &[lost.clone(), clock.idle(8, 600)]), Plan::default());
     assert_eq!(clock.plan(16, &[lost, clock.idle(8, 600)]).load, [0]);

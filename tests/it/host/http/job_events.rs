@@ -98,12 +98,23 @@ async fn a_job_tells_its_way_to_whoever_follows_it() {
         let (id, name, document) = events.next().await.expect("its end");
         assert_eq!((name.as_str(), &document["progress"], id.as_str()), ("complete", &json!(100), "complete"));
         assert_eq!(document["result"]["images"][0]["seed"], 42);
-        assert_eq!(document, front.get("/jobs/job-1").await.1, "it is the document of the job");
+        let of_the_job = unsigned(front.get("/jobs/job-1").await.1);
+        assert_eq!(unsigned(document), of_the_job, "it is the document of the job");
         assert!(events.next().await.is_none(), "nothing comes after the end");
     }
     // Who knows the end already is told not to come back.
     let known = front.request(Method::GET, PATH).header("last-event-id", "complete").send().await.unwrap();
     assert_eq!(known.status(), StatusCode::NO_CONTENT);
+}
+
+/// The addresses in it without what they are signed with, which depends on the second.
+fn unsigned(document: Value) -> Value {
+    match document {
+        Value::String(text) if text.starts_with("http") => Value::String(text.split('?').next().unwrap_or_default().to_owned()),
+        Value::Array(all) => all.into_iter().map(unsigned).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, unsigned(value))).collect(),
+        other => other,
+    }
 }
 
 #[tokio::test]
