@@ -189,8 +189,8 @@ impl<'a> Planning<'a> {
     /// Its last start has failed, and no job waits for it: it may have the room of what has not been used for a while. That is twice as long after each
     /// failure, for whoever makes room for nothing has to be loaded again for its next job.
     fn load_again(&mut self, place: usize) {
-        const MOST_DOUBLINGS: u32 = 10;
-        let unused = self.rules.max_wait.saturating_mul(1 << self.members[place].failures.min(MOST_DOUBLINGS));
+        const MAX_DOUBLINGS: u32 = 10;
+        let unused = self.rules.max_wait.saturating_mul(1 << self.members[place].failures.min(MAX_DOUBLINGS));
         let now = self.now;
         let is_idle = |member: &Member| member.stage == Stage::Idle && member.waited.is_none();
         if !self.take(place) && !self.unload_for(place, |member| is_idle(member) && later(member.used_at, unused) <= now) {
