@@ -133,12 +133,8 @@ mod tests {
     /// The texts of these 200,000 places, below names of 400,000 bytes, would be 80 GB.
     #[test]
     fn a_place_costs_nothing_where_nothing_is_there_twice() {
-        let mut json = String::new();
-        for number in 0..100 {
-            json.push_str(&format!("{{\"{}{number}\":", "k".repeat(4000)));
-        }
-        json.push('[');
-        json.push_str(&"0,".repeat(200_000));
+        let names: Vec<String> = (0..100).map(|number| format!("{{\"{}{number}\":", "k".repeat(4000))).collect();
+        let mut json = names.concat() + "[" + &"0,".repeat(200_000);
         json.push_str(r#"{"scale":1,"scale":1}]"#);
         json.push_str(&"}".repeat(100));
         let error = check(json.as_bytes()).expect_err("twice").to_string();
