@@ -9,7 +9,7 @@ use atelier_engine::flow::flux::Flux;
 use atelier_engine::flow::flux2::Flux2;
 use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
-use atelier_engine::{Engine as _, GenerateRequest, Sampling, Watch, device};
+use atelier_engine::{Engine as _, GenerateRequest, Watch, device};
 use candle_core::{DType, Tensor};
 
 use crate::child::{self, Arguments, timed};
@@ -75,22 +75,6 @@ fn work<F: Family>(arguments: &Arguments) -> Result<()> {
 }
 
 fn request(width_px: u32, height_px: u32, steps: u32) -> GenerateRequest {
-    GenerateRequest {
-        prompt: PROMPT.into(),
-        negative_prompt: String::new(),
-        loras: vec![],
-        embeddings: vec![],
-        start: None,
-        controls: vec![],
-        image_prompts: vec![],
-        strength: 1.0,
-        steps,
-        guidance_scale: 1.0,
-        scheduler: Scheduler::plain(Sampler::Euler),
-        sampling: Sampling::default(),
-        mode: None,
-        width_px,
-        height_px,
-        seeds: vec![42],
-    }
+    let scheduler = Scheduler::plain(Sampler::Euler);
+    GenerateRequest { guidance_scale: 1.0, scheduler, width_px, height_px, ..crate::request(width_px, steps, 1) }
 }

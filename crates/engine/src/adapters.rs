@@ -9,7 +9,7 @@ use candle_core::DType;
 use candle_nn::VarBuilder;
 use sha2::{Digest, Sha256};
 
-use super::device::{as_it_lies, is_channels_last, to_channels_last};
+use super::device::{fill, is_channels_last, to_channels_last};
 use super::finite::is_finite;
 use super::graphs::module_number;
 use super::learned_word::Bundled;
@@ -124,7 +124,8 @@ impl<Adapted> Adapters<Adapted> {
             // Only what was laid over the same tensors is filled anew: nothing else, and no base tensor, is ever written.
             let filled = self.last.take_if(|last| self.weights.device().is_cuda() && has_places_for(&last.overlay, &overlay));
             let last = if let Some(last) = filled {
-                fill(&last.overlay, &overlay)?;
+                // A GPU that was told to read there goes on doing so.
+                overlay.iter().try_for_each(|(name, tensor)| fill(&last.overlay[name], tensor))?;
                 Last { loras: fingerprints, learned_words, ..last }
             } else {
                 let overlay = Arc::new(overlay);
@@ -215,14 +216,6 @@ fn has_places_for(overlay: &Tensors, other: &Tensors) -> bool {
                 is_in_place && place.shape() == tensor.shape() && place.dtype() == tensor.dtype() && tensor.rank() > 0
             })
         })
-}
-
-/// Copies the values of `other` to where the tensors of `overlay` lie: a GPU that was told to read there goes on doing so.
-fn fill(overlay: &Tensors, other: &Tensors) -> Result<(), EngineError> {
-    for (name, tensor) in other {
-        as_it_lies(&overlay[name])?.slice_set(&as_it_lies(tensor)?.contiguous()?, 0, 0)?;
-    }
-    Ok(())
 }
 
 /// By name, the first of those whose names begin with one of `prefixes`.

@@ -47,7 +47,8 @@ pub(super) use self::epilogue::{add_bias, geglu};
 #[cfg(feature = "cuda")]
 pub(super) use self::matmul::{linear, linear_gelu, linears_joined};
 pub(super) use self::memory_order::{
-    as_it_lies, is_best_channels_last, is_channels_last, to_channels_last, with_channels_first, with_channels_last,
+    convolves_channels_last, fill, is_best_channels_last, is_channels_last, to_channels_last, with_channels_first,
+    with_channels_last,
 };
 #[cfg(feature = "cuda")]
 pub(super) use self::modulation::{add_gated, add_gated_modulate, modulate};
@@ -205,7 +206,9 @@ pub(super) fn group_norm(
     eps: f64,
     silu: bool,
 ) -> Option<Result<Tensor>> {
-    own_kernels::group_norm((groups, eps as f32, silu), hidden, weight, bias)
+    let norm =
+        atelier_kernels::cuda::norm::GroupNorm { groups, eps: eps as f32, silu, channels_last: is_channels_last(hidden) };
+    own_kernels::group_norm(norm, hidden, weight, bias)
 }
 
 #[cfg(not(feature = "cuda"))]

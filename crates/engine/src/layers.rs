@@ -9,7 +9,7 @@ use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
 pub(super) use self::channels_last::{joined, scaled, sum};
 pub(super) use self::linear::{Linear, linear, linear_b};
-use super::device::{self, is_best_channels_last, is_channels_last, to_channels_last, with_channels_first, with_channels_last};
+use super::device::{self, is_channels_last, to_channels_last, with_channels_first, with_channels_last};
 
 /// A convolution with a kernel of 1 or 3 and a border of zeros that keeps the size, or halves it with stride 2.
 pub(super) struct Conv(candle_nn::Conv2d);
@@ -94,7 +94,7 @@ impl Conv {
 
     /// Whether what comes out has its channels last in memory.
     pub(super) fn is_channels_last(&self) -> bool {
-        is_best_channels_last(self.0.weight()) && is_channels_last(self.0.weight())
+        device::convolves_channels_last(self.0.weight())
     }
 
     /// `sides`: (B, in, H, W) of what is convolved; twice the images' own height and width where they are enlarged.

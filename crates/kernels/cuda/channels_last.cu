@@ -1,10 +1,5 @@
 // What moves images whose channels are last, 16 bytes at a time.
-#include <stdint.h>
-
-constexpr int THREADS = 256;
-
-static __device__ __forceinline__ int64_t thread_of_grid() { return blockIdx.x * (int64_t)THREADS + threadIdx.x; }
-static __device__ __forceinline__ int64_t threads_of_grid() { return gridDim.x * (int64_t)THREADS; }
+#include "grid.cuh"
 
 // first: (rows, first_packs); second: (rows, second_packs); out: (rows, first_packs + second_packs), in packs of 16 bytes. Blocks of 256 threads.
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -1,7 +1,6 @@
 // What follows a product or a convolution, in one pass: its bias and the residual, added in place; or GEGLU. What is computed is f32, rounded once.
+#include "grid.cuh"
 #include "numbers.cuh"
-
-constexpr int THREADS = 256;
 
 // Values that are loaded and stored at once.
 template <typename T>
@@ -9,9 +8,6 @@ struct alignas(16) Pack {
   static constexpr int SIZE = 16 / sizeof(T);
   T values[SIZE];
 };
-
-static __device__ __forceinline__ int64_t thread_of_grid() { return blockIdx.x * (int64_t)THREADS + threadIdx.x; }
-static __device__ __forceinline__ int64_t threads_of_grid() { return gridDim.x * (int64_t)THREADS; }
 
 // As `add_bias`, with places counted in I.
 template <typename I, typename T>

@@ -6,7 +6,7 @@ use atelier_kernels::cuda::graph::{Graph, record};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DevicePtr as _};
 use candle_core::{Device, Error, Result, Storage, Tensor, TensorId};
 
-use super::memory_order::{as_it_lies, is_channels_last, with_channels_first, with_channels_last};
+use super::memory_order::{as_it_lies, fill, is_channels_last, with_channels_first};
 use super::{FirstTime, Repeated, Step};
 
 struct Captured {
@@ -58,11 +58,6 @@ fn captured(
 fn slot(input: &Tensor) -> Result<Tensor> {
     let copy = as_it_lies(input)?.force_contiguous()?;
     if is_channels_last(input) { with_channels_first(&copy) } else { Ok(copy) }
-}
-
-fn fill(slot: &Tensor, input: &Tensor) -> Result<()> {
-    let input = if is_channels_last(slot) { with_channels_last(input)? } else { input.clone() };
-    as_it_lies(slot)?.slice_set(&input.contiguous()?, 0, 0)
 }
 
 /// Where a result in f32 lies; none for any other, which a graph then does not keep.

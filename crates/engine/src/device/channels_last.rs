@@ -1,6 +1,7 @@
 //! What joins and enlarges images whose channels are last, as operations over candle's tensors (`cuda/channels_last.rs`).
 
-use atelier_kernels::cuda::channels_last::{PACK_BYTES, doubled, joined};
+use atelier_kernels::cuda::channels_last::{doubled, joined};
+use atelier_kernels::cuda::epilogue::PACK_BYTES;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{CudaStorage, DType, Error, Result, Shape, Tensor};

@@ -8,7 +8,7 @@ use candle_core::cuda_backend::CudaDType;
 use candle_core::{CudaStorage, DType, Error, Result, Shape, Tensor};
 use half::{bf16, f16};
 
-use super::memory_order::{is_best_channels_last, is_channels_last, to_channels_last, with_channels_first, with_channels_last};
+use super::memory_order::{convolves_channels_last, to_channels_last, with_channels_first, with_channels_last};
 use super::own_kernels::run;
 
 thread_local! {
@@ -51,7 +51,7 @@ struct Operands<'a> {
 impl Operands<'_> {
     fn convolved<T: Convolved + CudaDType>(&self) -> Result<Tensor> {
         let sides = self.sides()?;
-        if !(is_best_channels_last(self.weight) && is_channels_last(self.weight)) {
+        if !convolves_channels_last(self.weight) {
             let output = self.run::<T>(sides)?;
             return output.ok_or_else(|| Error::msg("cuDNN refuses images with their channels first"));
         }
@@ -120,6 +120,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::device::is_channels_last;
     use crate::device::own_kernels::tests::{doubles, drawn, furthest};
 
     fn exact_convolution(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Vec<f64>> {
@@ -185,7 +186,7 @@ mod tests {
                 ] {
                     let run = |added| convolution(&images, &weight, stride, kernel / 2, added).expect("cuDNN");
                     let output = run(None)?;
-                    let expects_last = is_best_channels_last(&weight) && is_channels_last(&weight);
+                    let expects_last = convolves_channels_last(&weight);
                     assert!(kernel == 1 || is_channels_last(&output) == expects_last, "{dtype:?} {channels} to {out}");
                     // As large as the output, and its second half: read from where it lies.
                     let both = drawn(&[2, output.elem_count()], dtype)?;

@@ -13,6 +13,11 @@ pub(crate) fn is_best_channels_last(weight: &Tensor) -> bool {
     has_enough && height * width > 1 && weight.device().is_cuda() && matches!(weight.dtype(), DType::F16 | DType::BF16)
 }
 
+/// Whether a convolution by this weight has its channels last: it [is best so](is_best_channels_last), and lies so.
+pub(crate) fn convolves_channels_last(weight: &Tensor) -> bool {
+    is_best_channels_last(weight) && is_channels_last(weight)
+}
+
 /// Whether the values of (B, C, H, W) lie as (B, H, W, C) where that is of use: on a GPU, in 16 bits.
 pub(crate) fn is_channels_last(images: &Tensor) -> bool {
     let is_of_use = images.device().is_cuda() && matches!(images.dtype(), DType::F16 | DType::BF16);
@@ -34,7 +39,13 @@ pub(crate) fn with_channels_first(images: &Tensor) -> Result<Tensor> {
     images.permute((0, 3, 1, 2))
 }
 
+/// Copies `values` to where the values of `place` lie, of the same shape and format: whoever reads there goes on doing so.
+pub(crate) fn fill(place: &Tensor, values: &Tensor) -> Result<()> {
+    let values = if is_channels_last(place) { with_channels_last(values)? } else { values.clone() };
+    as_it_lies(place)?.slice_set(&values.contiguous()?, 0, 0)
+}
+
 /// A tensor of any shape with its sides in the order in which its values lie.
-pub(crate) fn as_it_lies(tensor: &Tensor) -> Result<Tensor> {
+pub(super) fn as_it_lies(tensor: &Tensor) -> Result<Tensor> {
     if is_channels_last(tensor) { with_channels_last(tensor) } else { Ok(tensor.clone()) }
 }

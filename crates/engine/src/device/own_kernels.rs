@@ -9,7 +9,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Device, Error, Layout, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};
 
-use super::memory_order::{as_it_lies, is_channels_last, with_channels_first};
+use super::memory_order::{as_it_lies, with_channels_first};
 
 /// softmax(query·keyᵀ/√width)·value; `query`: (B, T, heads, width), `key` and `value`: (B, S, heads, width). `None` where there is no kernel for
 /// them: on a CPU, in f32, or for heads wider than 160.
@@ -68,12 +68,9 @@ fn from_first<'a, T: CudaDType>(storage: &'a Storage, layout: &Layout) -> Result
     Ok(storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..))
 }
 
-/// Groups, epsilon, and whether silu follows.
-type Norm = (usize, f32, bool);
-
-/// `hidden`: (B, channels, ...); `weight`, `bias`: (channels,), in the same format. What comes out lies as `hidden` does. `None` where there is no kernel
+/// `hidden`: (B, channels, ...); `weight`, `bias`: (channels,), in the same format. `norm` says how it lies, and so does what comes out. `None` where there is no kernel
 /// for them: on a CPU.
-pub(super) fn group_norm(norm: Norm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
+pub(super) fn group_norm(norm: GroupNorm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
     let fits = hidden.device().is_cuda() && weight.dtype() == hidden.dtype();
     match hidden.dtype() {
         DType::F32 if fits => Some(normed::<f32>(norm, hidden, weight, bias)),
@@ -83,24 +80,17 @@ pub(super) fn group_norm(norm: Norm, hidden: &Tensor, weight: &Tensor, bias: &Te
     }
 }
 
-fn normed<T: Element + CudaDType>(
-    (groups, eps, silu): Norm,
-    hidden: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-) -> Result<Tensor> {
+fn normed<T: Element + CudaDType>(norm: GroupNorm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if hidden.dim(1)? != weight.dim(0)? {
         return Err(Error::msg(format!("a group norm of {:?} channels got {:?}", weight.dims(), hidden.dims())));
     }
     let places = hidden.dims()[2..].iter().product();
-    let channels_last = is_channels_last(hidden);
-    let norm = GroupNorm { groups, eps, silu, channels_last };
     let lying = as_it_lies(hidden)?;
     let output = run([&lying, weight, bias], lying.shape(), |device, [hidden, weight, bias]| {
         let output = norm.run::<T>(&device.cuda_stream(), hidden, (weight, bias), places).map_err(Error::wrap)?;
         Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
     })?;
-    if channels_last { with_channels_first(&output) } else { Ok(output) }
+    if norm.channels_last { with_channels_first(&output) } else { Ok(output) }
 }
 
 /// Whether our kernels take its values.
@@ -152,7 +142,7 @@ pub(super) fn run_all<T: CudaDType, const COUNT: usize, const RESULTS: usize>(
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::device::to_channels_last;
+    use crate::device::{is_channels_last, to_channels_last};
 
     fn on_gpu() -> Result<Device> {
         crate::device::open().map_err(Error::wrap)
@@ -292,20 +282,20 @@ pub(super) mod tests {
         Ok(())
     }
 
-    fn exact_norm((groups, eps, silu): Norm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Vec<f64>> {
+    fn exact_norm(norm: GroupNorm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Vec<f64>> {
         let channels = hidden.dim(1)?;
         let places: usize = hidden.dims()[2..].iter().product();
         let mut values = doubles(hidden)?;
         let weight = doubles(weight)?;
         let bias = doubles(bias)?;
-        let in_group = channels / groups;
+        let in_group = channels / norm.groups;
         for (group, part) in values.chunks_mut(in_group * places).enumerate() {
             let mean = part.iter().sum::<f64>() / part.len() as f64;
             let variance = part.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / part.len() as f64;
             for (at, value) in part.iter_mut().enumerate() {
-                let channel = group % groups * in_group + at / places;
-                let normed = (*value - mean) / (variance + f64::from(eps)).sqrt() * weight[channel] + bias[channel];
-                *value = if silu { normed / (1.0 + (-normed).exp()) } else { normed };
+                let channel = group % norm.groups * in_group + at / places;
+                let normed = (*value - mean) / (variance + f64::from(norm.eps)).sqrt() * weight[channel] + bias[channel];
+                *value = if norm.silu { normed / (1.0 + (-normed).exp()) } else { normed };
             }
         }
         Ok(values)
@@ -322,11 +312,12 @@ pub(super) mod tests {
                     let hidden = (drawn(&[batch, channels, side, side], dtype)? + around)?;
                     let weight = drawn(&[channels], dtype)?;
                     let bias = drawn(&[channels], dtype)?;
-                    let norm = (groups, 1e-5, silu);
+                    let norm = GroupNorm { groups, eps: 1e-5, silu, channels_last: false };
                     let exact = exact_norm(norm, &hidden, &weight, &bias)?;
                     let on = |tensor: &Tensor| tensor.to_device(&device);
                     let hidden = on(&hidden)?;
                     for hidden in [to_channels_last(&hidden)?, hidden] {
+                        let norm = GroupNorm { channels_last: is_channels_last(&hidden), ..norm };
                         let ours = group_norm(norm, &hidden, &on(&weight)?, &on(&bias)?).expect("a kernel")?;
                         assert_eq!(is_channels_last(&ours), is_channels_last(&hidden));
                         let off = furthest(&doubles(&ours)?, &exact);

@@ -6,6 +6,7 @@ pub mod engine;
 pub mod family;
 pub mod flux;
 pub mod flux2;
+mod qwen3;
 pub mod references;
 mod requests;
 mod rope;

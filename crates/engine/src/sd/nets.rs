@@ -124,7 +124,7 @@ impl<'a> Nets<'a> {
     ) -> Result<UnetOutput> {
         let (of_unet, _) = split(inputs, ahead.unet.input_count())?;
         let output = self.unet.forward_shallow(latents, deep, ahead.unet.of(of_unet)?)?;
-        Ok(UnetOutput { output, deep: deep.clone() })
+        Ok(UnetOutput { output, deep: Some(deep.clone()) })
     }
 
     /// As [`Unet::of_deep`].

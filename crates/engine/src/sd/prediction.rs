@@ -254,7 +254,7 @@ impl Predictor<'_> {
             [negative, positive, nothing] => guided_edit(nothing, negative, positive, factors)?,
             _ => return Err(candle_core::Error::msg("guidance has two predictions, or three")),
         };
-        let deep = if self.keeps_deep { looks.into_iter().map(|look| look.deep).collect() } else { Vec::new() };
+        let deep = if self.keeps_deep { looks.into_iter().filter_map(|look| look.deep).collect() } else { Vec::new() };
         Ok(Seen { output, deep })
     }
 
@@ -283,10 +283,9 @@ impl Predictor<'_> {
                     Ok((output, deep))
                 });
                 let (outputs, deep): (Vec<_>, Vec<_>) = each.collect::<candle_core::Result<Vec<_>>>()?.into_iter().unzip();
-                let output = Tensor::cat(&outputs, 0)?;
-                // Nobody looks at it where it is not kept.
-                let deep = if self.keeps_deep { Tensor::cat(&deep, 0)? } else { output.clone() };
-                Ok(UnetOutput { output, deep })
+                let deep: Option<Vec<Tensor>> = deep.into_iter().filter(|_| self.keeps_deep).collect();
+                let deep = deep.filter(|rows| !rows.is_empty()).map(|rows| Tensor::cat(&rows, 0)).transpose()?;
+                Ok(UnetOutput { output: Tensor::cat(&outputs, 0)?, deep })
             }
         }
     }

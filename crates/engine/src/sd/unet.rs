@@ -80,7 +80,7 @@ impl Unet {
         }
         let before_last = 0..outermost.resnets.len() - 1;
         let deep = outermost.layers(before_last, &hidden, &mut at_step, &mut encoded.skips)?;
-        Ok(UnetOutput { output: self.end(&deep, &mut at_step, &mut encoded.skips)?, deep })
+        Ok(UnetOutput { output: self.end(&deep, &mut at_step, &mut encoded.skips)?, deep: Some(deep) })
     }
 
     /// [`UnetOutput::output`] for other `latents`, with the `deep` of an earlier look: the first convolution and the outermost layer of the way up.
@@ -115,8 +115,8 @@ impl Unet {
 pub(super) struct UnetOutput {
     /// (B, out, H, W), f32.
     pub(super) output: Tensor,
-    /// What the outermost layer of the way up gets from below: (B, channels, H, W).
-    pub(super) deep: Tensor,
+    /// What the outermost layer of the way up gets from below: (B, channels, H, W). None where nobody asks for it.
+    pub(super) deep: Option<Tensor>,
 }
 
 /// `UpBlock2D`, or `CrossAttnUpBlock2D` with its transformers.

@@ -13,7 +13,7 @@ pub(crate) const JOINT: &str = "to_qkv";
 
 /// Whether it is the name of a joint weight, which no file has.
 pub(crate) fn is_joint(name: &str) -> bool {
-    name.ends_with(".to_qkv.weight")
+    name.strip_suffix(".weight").is_some_and(|module| module.ends_with(JOINT))
 }
 
 /// Brings the weights of each attention to itself whose names begin with `prefix` behind each other, where that is of use: on a GPU, in 16 bits. Each is

@@ -2,16 +2,10 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceRepr, DriverError, LaunchConfig, PushKernelArg as _};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceRepr, DriverError, PushKernelArg as _};
 
+use super::epilogue::{PACK_BYTES, grid};
 use super::modules::{Module, kernel};
-
-/// Of a block; `channels_last.cu` counts on it.
-const THREADS: u32 = 256;
-/// A thread takes 16 bytes, and more where there are more of them than these blocks have threads.
-const MAX_BLOCKS: usize = 1 << 16;
-/// What values are moved by.
-pub const PACK_BYTES: usize = 16;
 
 /// The rows of both, one behind the other: (rows, `first_width`) and (rows, `second_width`) to (rows, `first_width` + `second_width`).
 ///
@@ -73,9 +67,4 @@ fn packs<T>(width: usize) -> i32 {
     let bytes = width * size_of::<T>();
     assert!(bytes.is_multiple_of(PACK_BYTES), "{bytes} bytes are no whole packs");
     (bytes / PACK_BYTES) as i32
-}
-
-fn grid<T>(count: usize) -> LaunchConfig {
-    let blocks = (count * size_of::<T>() / PACK_BYTES).div_ceil(THREADS as usize).clamp(1, MAX_BLOCKS);
-    LaunchConfig { grid_dim: (blocks as u32, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
 }

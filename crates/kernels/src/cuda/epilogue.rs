@@ -8,10 +8,12 @@ use cudarc::driver::{
 
 use super::modules::{Element, Module, kernel};
 
-/// Of a block; `epilogue.cu` counts on it.
+/// Of a block; `grid.cuh` counts on it.
 const THREADS: u32 = 256;
 /// A thread takes 16 bytes, and more where there are more of them than these blocks have threads.
 const MAX_BLOCKS: usize = 1 << 16;
+/// What values are moved by.
+pub const PACK_BYTES: usize = 16;
 
 /// What is added to values of (..., channels, places), or of (..., places, channels).
 pub struct Addition<'a, T> {
@@ -91,8 +93,8 @@ fn named<T: Element>(stream: &Arc<CudaStream>, name: &str) -> Result<CudaFunctio
     kernel(stream.context(), Module::Epilogue, &format!("{name}_{}", T::NAME))
 }
 
-fn grid<T>(count: usize) -> LaunchConfig {
-    const PACK_BYTES: usize = 16;
+/// For kernels that go over so many values by packs of 16 bytes.
+pub(super) fn grid<T>(count: usize) -> LaunchConfig {
     let packs = (count * size_of::<T>()).div_ceil(PACK_BYTES);
     let blocks = packs.div_ceil(THREADS as usize).clamp(1, MAX_BLOCKS);
     LaunchConfig { grid_dim: (blocks as u32, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }

@@ -3,19 +3,15 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::EngineError;
-use crate::flow::z_image::text::gguf_name;
-use crate::gguf_weights::build_from_gguf;
+use crate::flow::qwen3;
 use crate::qwen::text::language::{HiddenState, LanguageModel};
-use crate::qwen::text::our_name;
 use crate::qwen::text::positions::{Run, positions};
 use crate::qwen::text::prompt::{ANSWER, PromptTokenizer};
 use crate::qwen::text_config::LanguageConfig;
 use crate::recent::Recent;
 use crate::tokenizer_config::pad_token;
-use crate::weights::{build_from, component_files};
 
 /// What the model is always given: the template, a prompt in it, and padding, whose hidden states it reads as well.
 const TOKENS: usize = 512;
@@ -43,11 +39,7 @@ impl TextEncoder {
         let path = directory.join("tokenizer");
         let pad = pad_token(&path)?;
         let pad = tokenizer.id(&pad).ok_or_else(|| EngineError::Checkpoint { path, problem: format!("has no token {pad}") })?;
-        let module = |vb: &VarBuilder| LanguageModel::new(config, HiddenState::Quarters, &vb.pp("language"));
-        let (language, bytes) = match gguf {
-            Some(file) => build_from_gguf(file, kept, gguf_name, module)?,
-            None => build_from(&component_files(&directory.join("text_encoder"))?, kept, our_name, module)?,
-        };
+        let (language, bytes) = qwen3::read(directory, config, HiddenState::Quarters, gguf, kept)?;
         Ok((Self { tokenizer, pad, language, said: Recent::new(PROMPTS_KEPT, |_, _| 1) }, bytes))
     }
 

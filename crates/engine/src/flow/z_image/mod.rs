@@ -3,7 +3,7 @@
 mod block;
 pub mod config;
 mod places;
-pub(super) mod text;
+mod text;
 mod transformer;
 
 use std::path::Path;
