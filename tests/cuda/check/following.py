@@ -14,7 +14,7 @@ SCALE_POINTERS, SCALE_MODES, BY_ROW_AND_COLUMN = (17, 18), (31, 32), 3
 E4M3_CODE = 28
 NOTHING, BIAS, GELU, GELU_BIAS, RELU = 1, 4, 32, 36, 2
 # cudnn_graph.h, cudnn_ops.h
-IDENTITY, PRECOMPUTED, IMPLICIT, RELU_ACTIVATION = 5, 1, 0, 1
+IDENTITY, PRECOMPUTED, IMPLICIT, RELU_ACTIVATION, PROPAGATES_NAN = 5, 1, 0, 1, 1
 # What a caller says that addresses are multiples of.
 ALIGNMENT_BYTES = 16
 
@@ -153,10 +153,10 @@ def check_refusals(driver, draw):
             pass
 
 
-def follow(convolution, images, weight, bias, residual, output, alpha=1.0, algorithm=PRECOMPUTED, activation=IDENTITY, biases=None):
+def follow(convolution, images, weight, bias, residual, output, alpha=1.0, algorithm=PRECOMPUTED, activation=IDENTITY, nan=0, biases=None):
     """residual · alpha + convolution + bias, into `output`; all addresses."""
     activated = convolution.made("cudnnCreateActivationDescriptor")
-    convolution.driver.call("cudnnSetActivationDescriptor", activated, activation, 1, ctypes.c_double(0), library=convolution.cudnn)
+    convolution.driver.call("cudnnSetActivationDescriptor", activated, activation, nan, ctypes.c_double(0), library=convolution.cudnn)
     one, alpha = ctypes.c_float(1), ctypes.c_float(alpha)
     images, weight, bias, residual, output = map(ctypes.c_uint64, (images, weight, bias, residual, output))
     convolution.driver.call("cudnnConvolutionBiasActivationForward", convolution.handle, ctypes.byref(one), convolution.images, images,
@@ -192,6 +192,7 @@ def check_convolutions(driver, draw):
     refusals = {
         "no activation behind another algorithm": {"algorithm": IMPLICIT},
         "an activation that is not simulated": {"activation": RELU_ACTIVATION},
+        "an activation that lets NaN through": {"nan": PROPAGATES_NAN},
         "a bias of another type": {"biases": convolution.tensor(CUDNN_TYPES["f32"], NCHW, (1, 8, 1, 1))},
         "a bias for each image": {"biases": convolution.tensor(CUDNN_TYPES["f16"], NCHW, (2, 8, 1, 1))},
     }
