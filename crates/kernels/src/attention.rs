@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::elementwise;
+use crate::scratch::Scratch;
 use crate::tile::{self, PANEL, ROWS};
 use crate::transpose::transpose;
 use crate::vectors::{Rounding, exp, vectorised};
@@ -31,7 +32,7 @@ impl Attention {
             out.chunks_mut(tokens * channels).flat_map(|image| image.chunks_mut(PANEL * channels)).enumerate().collect();
         let per_image = tokens.div_ceil(PANEL);
         blocks.into_par_iter().for_each_init(
-            || (vec![0.0; width * PANEL], vec![0.0; places.next_multiple_of(ROWS) * PANEL]),
+            || (Scratch::zeros(width * PANEL), Scratch::zeros(places.next_multiple_of(ROWS) * PANEL)),
             |(queries, scores), (block, out)| {
                 let image = block / per_image;
                 let first = block % per_image * PANEL;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::tile::{self, PANEL, ROWS};
 use crate::transpose::transpose;
@@ -130,7 +131,7 @@ impl Gemm<'_> {
     pub(crate) fn run(&self, batch: usize, put: Put<'_>, fill: Fill<'_>) {
         let share = Share::new(batch * self.columns.div_ceil(COLUMNS), self.rows);
         (0..share.tasks()).into_par_iter().for_each_init(
-            || vec![0.0; DEPTH * COLUMNS],
+            || Scratch::zeros(DEPTH * COLUMNS),
             |panels, task| {
                 let (block, rows) = share.of(task);
                 self.block(block % batch, block / batch * COLUMNS, rows, panels, put, fill);

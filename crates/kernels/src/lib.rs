@@ -19,6 +19,7 @@ pub mod elementwise;
 pub mod gemm;
 pub mod gguf;
 pub mod norm;
+mod scratch;
 mod shared;
 mod tile;
 mod transpose;

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::convolution::{Begin, Convolution};
 use crate::gemm::Share;
+use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::tile::{self, PANEL, ROWS};
 use crate::vectors::vectorised;
@@ -46,7 +47,7 @@ pub(crate) fn run(c: &Convolution, images: &[f32], weight: &[f32], begin: Begin<
     let share = Share::new(batch * blocks.len(), c.out_channels);
     (0..share.tasks()).into_par_iter().for_each_init(
         || {
-            let zeros = |channels: usize| vec![0.0; together * POINTS * channels * PANEL];
+            let zeros = |channels: usize| Scratch::zeros(together * POINTS * channels * PANEL);
             (zeros(c.in_channels), zeros(share.height))
         },
         |(seen, sums), task| {

@@ -290,13 +290,12 @@ async fn a_job_that_is_done_is_reported_complete_though_no_model_does_it_any_mor
 async fn a_host_that_is_asked_to_end_drains_the_handlers_of_all_models() {
     let mut host = start(&[]).await;
     host.wait_for("a handler is ready", 2).await;
-    let mut text = job("text");
-    text["steps"] = json!(60);
-    let mut edited = edit("edit");
-    edited["steps"] = json!(20);
-    host.post("/generate", &text).await;
-    host.post("/edit", &edited).await;
-    eventually("both are begun", || host.spooled("running").len() == 2).await.unwrap();
+    // What is here and not begun goes back to its queue.
+    for (path, id, mut body) in [("/generate", "text", job("text")), ("/edit", "edit", edit("edit"))] {
+        body["steps"] = json!(60);
+        host.post(path, &body).await;
+        host.is_generating(id).await;
+    }
     host.terminate();
     assert!(host.ended().await.success(), "{}", host.log());
     complete(&mut host, vec![("text", "tiny-sd"), ("edit", "tiny-edit")]).await;
