@@ -126,6 +126,8 @@ pub enum Ending {
     Answer(Value),
     /// The handler died over it, or answered nothing in time; the text says how.
     Crashed(String),
+    /// Someone cancelled it before it was started.
+    Cancelled,
     /// The host shuts down.
     Drained,
 }

@@ -63,11 +63,24 @@ pub struct Jobs {
 pub struct Claim {
     jobs: Arc<Jobs>,
     id: String,
+    /// When it was entered as waiting.
+    since: Instant,
+    /// What was known of the id before.
+    before: Option<JobStatus>,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.jobs.change().claims.remove(&self.id);
+        let mut registry = self.jobs.change();
+        registry.claims.remove(&self.id);
+        let known = registry.job_statuses.get(&self.id);
+        if known.is_some_and(|known| known.since == self.since && known.state == State::Queued) {
+            // It was never started: what is so is what was before.
+            match self.before.take() {
+                Some(before) => registry.job_statuses.insert(self.id.clone(), before),
+                None => registry.job_statuses.remove(&self.id),
+            };
+        }
     }
 }
 
@@ -192,11 +205,10 @@ impl Jobs {
             return Err(Acceptance::InProgress("a queue has the job already; GET /jobs/{job_id} says how it is"));
         }
         registry.claims.insert(id.to_owned(), job.fingerprint.clone());
+        let before = registry.job_statuses.get(id).cloned();
         // A wish to cancel was meant for the job that has ended.
-        if let Some(ended) = registry.job_statuses.get_mut(id) {
-            ended.cancelled = false;
-        }
-        Ok(Claim { jobs: self.clone(), id: id.to_owned() })
+        let since = registry.enter(job, State::Queued, 0);
+        Ok(Claim { jobs: self.clone(), id: id.to_owned(), since, before })
     }
 
     /// A handler has the job. False when it was cancelled before: then it must not be started, and its caller is to be notified.

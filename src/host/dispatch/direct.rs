@@ -6,9 +6,21 @@ use super::acknowledge::{Acknowledger, failed_state};
 use crate::host::answer::{Answer, Ended, reply_value};
 use crate::host::job_service::{Direct, Ending};
 use crate::host::jobs::State;
+use crate::job::outcome::{JobError, Problem};
 use crate::protocol::reply::{self, JobOutcome, JobReport};
 
 impl Acknowledger {
+    /// A job that someone cancelled before it was started: whoever waits for it hears of it, as of every end that no handler came to.
+    pub fn cancelled_direct(&self, direct: Direct) {
+        let span = direct.span.clone();
+        let _entered = span.enter();
+        self.metrics.job("infer", "cancelled", None);
+        let problem = json!(Problem::from(&JobError::Cancelled));
+        self.jobs.end(direct.job.id.as_str(), State::Cancelled, Some(problem));
+        // A caller that is gone needs no answer.
+        let _ = direct.answer.send(Ending::Cancelled);
+    }
+
     /// Answers the caller, then delivers the notifications.
     pub(super) async fn answer(&self, direct: Direct, ended: Ended) {
         let id = direct.job.id.as_str();

@@ -203,9 +203,18 @@ impl Dispatcher {
         self.until(|state| Some(state.blocked()).filter(|blocked| !blocked.is_empty())).await
     }
 
-    /// Waits until jobs are cancelled for which a model would be loaded only to say so, and returns their messages.
-    pub async fn cancelled(&self) -> Vec<InFlight> {
-        self.until(|state| Some(state.withdraw_cancelled()).filter(|cancelled| !cancelled.is_empty())).await
+    /// Waits until jobs are cancelled for which a model would be loaded only to say so, and returns their messages, and those whose callers
+    /// wait.
+    pub async fn cancelled(&self) -> (Vec<InFlight>, Vec<Direct>) {
+        self.until(|state| {
+            let cancelled = (state.withdraw_cancelled(), state.withdraw_cancelled_directs());
+            let is_any = !cancelled.0.is_empty() || !cancelled.1.is_empty();
+            is_any.then(|| {
+                self.publish(state);
+                cancelled
+            })
+        })
+        .await
     }
 
     /// Decides anew whenever something is to be decided although nothing else happens.

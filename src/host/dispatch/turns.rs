@@ -18,6 +18,8 @@ impl State {
         if self.draining {
             return;
         }
+        // No model is loaded for a caller who has gone.
+        self.directs.retain(|direct| !direct.answer.is_closed());
         let now = Instant::now();
         for device in 0..self.sharing.devices {
             let slots = self.slots_on(device);
@@ -108,6 +110,16 @@ impl State {
             self.shares(model) && !self.slots_of(model).any(Slot::is_ready) && self.is_cancelled(in_flight)
         });
         self.messages = others.into();
+        cancelled
+    }
+
+    /// Takes out such jobs whose callers wait.
+    pub(super) fn withdraw_cancelled_directs(&mut self) -> Vec<Direct> {
+        let (cancelled, others) = std::mem::take(&mut self.directs).into_iter().partition::<Vec<_>, _>(|direct| {
+            let is_cancelled = self.jobs.is_to_be_cancelled(direct.job.id.as_str());
+            is_cancelled && !self.slots_of(direct.model).any(Slot::is_ready)
+        });
+        self.directs = others.into();
         cancelled
     }
 

@@ -22,7 +22,7 @@ use crate::events;
 use crate::host::acceptance::NotAccepted;
 use crate::host::job_service::{Direct, Ending, ModelStatus};
 use crate::job::JobId;
-use crate::job::outcome::StoredImage;
+use crate::job::outcome::{JobError, StoredImage};
 use crate::protocol::reply;
 
 const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
@@ -92,6 +92,7 @@ impl Running {
                 span.in_scope(|| tracing::error!(how, "the handler did not live to answer"));
                 Err(Problem::unavailable("handler_crashed", &format!("the job was not finished ({how}); try again")))
             }
+            Ok(Ending::Cancelled) => Err(JobError::Cancelled.into()),
             Ok(Ending::Drained) | Err(_) => Err(NotAccepted::Draining.into()),
         }
     }

@@ -62,7 +62,9 @@ impl JobRegistry {
         (sent + queued.count()) as u64
     }
 
-    pub(super) fn enter(&mut self, job: &Job, state: State, attempt: u32) {
+    /// Returns when: no other entry under the id has the same moment.
+    pub(super) fn enter(&mut self, job: &Job, state: State, attempt: u32) -> Instant {
+        let since = Instant::now();
         let before = self.job_statuses.get(job.id.as_str()).filter(|before| before.fingerprint == job.fingerprint);
         let job_status = JobStatus {
             state,
@@ -77,17 +79,18 @@ impl JobRegistry {
             ending: false,
             died_storing: before.and_then(|before| before.died_storing),
             ended_at: None,
-            since: Instant::now(),
+            since,
         };
-        self.entered.push_back((job.id.as_str().to_owned(), job_status.since));
+        self.entered.push_back((job.id.as_str().to_owned(), since));
         self.job_statuses.insert(job.id.as_str().to_owned(), job_status);
         while self.entered.len() > REMEMBERED {
-            let Some((oldest, since)) = self.entered.pop_front() else { return };
+            let Some((oldest, since)) = self.entered.pop_front() else { break };
             // It may have been entered again, or be running.
             let known = self.job_statuses.get(&oldest);
             if known.is_some_and(|known| known.since == since && known.state != State::Running) {
                 self.job_statuses.remove(&oldest);
             }
         }
+        since
     }
 }

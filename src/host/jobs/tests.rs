@@ -171,6 +171,12 @@ fn a_caller_who_waits_holds_the_id_until_the_job_has_ended() {
     let mut other = job("a");
     let job = job("a");
     other.fingerprint = "another".into();
+    assert!(jobs.start(&job, 1));
+    jobs.end("a", State::Failed, None);
+    let claim = jobs.claim(&job, false).unwrap();
+    assert_eq!(jobs.job_status("a").unwrap().state, State::Queued);
+    drop(claim);
+    assert_eq!(jobs.job_status("a").unwrap().state, State::Failed, "it was never started");
     let claim = jobs.claim(&job, false).unwrap();
     assert!(matches!(jobs.accept(&job, false), Acceptance::InProgress(_)), "no queue has it");
     assert!(matches!(jobs.claim(&job, false), Err(Acceptance::InProgress(_))));

@@ -47,9 +47,10 @@ impl Worker {
     pub(super) fn begin(&self, assignment: Assignment) -> Option<Assignment> {
         let jobs = self.dispatcher.jobs();
         match assignment {
+            Assignment::Direct(direct) if jobs.start(&direct.job, 1) => Some(Assignment::Direct(direct)),
             Assignment::Direct(direct) => {
-                jobs.start(&direct.job, 1);
-                Some(Assignment::Direct(direct))
+                self.acknowledger.cancelled_direct(direct);
+                None
             }
             Assignment::Messages(in_flight) => {
                 let in_flight = in_flight.into_iter().filter_map(|in_flight| self.unless_told(in_flight)).collect::<Vec<_>>();

@@ -171,6 +171,30 @@ async fn a_model_is_loaded_only_when_the_process_before_it_is_gone_and_a_host_ma
 }
 
 #[tokio::test]
+async fn a_caller_who_waits_for_a_swap_can_look_and_cancel() {
+    let mut host = sharing(BOTH, "{memory_mib: 1500}", &[]).await;
+    host.wait_for("a handler is ready", 1).await;
+    // Should it be loaded sooner than that, the handler cancels it before its end.
+    host.bucket.hold(Some("/0.png"));
+    let client = Client::builder().no_proxy().build().unwrap();
+    let infer = client.post(format!("http://{}/infer", host.address())).header("x-internal-auth", TOKEN);
+    let asked = tokio::spawn(infer.json(&edit("now")).send());
+    host.wait_for("a model is unloaded to make room for another", 1).await;
+    let waiting: Value = serde_json::from_str(&host.get("/jobs/now").await).unwrap();
+    assert_eq!((&waiting["state"], &waiting["progress"]), (&json!("queued"), &json!(0)), "{waiting}");
+    host.cancel("now").await;
+    let answer = asked.await.unwrap().unwrap();
+    assert_eq!(answer.status(), StatusCode::GONE);
+    assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], "cancelled");
+    let ended: Value = serde_json::from_str(&host.get("/jobs/now").await).unwrap();
+    assert_eq!(ended["state"], "cancelled", "{ended}");
+    host.bucket.hold(None);
+    host.post("/edit", &edit("edit")).await;
+    complete(&mut host, vec![("edit", "tiny-edit")]).await;
+    assert_eq!(ids(&host), ["edit"]);
+}
+
+#[tokio::test]
 async fn handlers_that_are_killed_while_they_load_or_work_keep_no_one_from_the_device() {
     let mut host = sharing(BOTH, "{memory_mib: 1500}", &[]).await;
     host.wait_for("a handler is ready", 1).await;
