@@ -24,9 +24,9 @@ pub enum Capabilities {
     Steered(Steering),
     /// Images from text, by a flow in these modes, whose weights are loaded.
     Text(Vec<Mode>),
-    /// Images from text, by a flow without modes that was distilled over guidance and takes LoRAs.
+    /// Images from text, or from an image and a text, by a flow without modes that was distilled over guidance and takes LoRAs.
     Flow,
-    /// The same, and edits.
+    /// The same from text alone, and edits.
     EditFlow,
     /// Try-ons and edits in these modes, whose weights are loaded.
     Edit(Vec<Mode>),
@@ -130,7 +130,7 @@ impl Capabilities {
                 let served = model.as_str();
                 invalid("mode", format!("means something only with a model that has modes, which {served} has not"))
             }
-            (Self::Flow | Self::EditFlow, Task::Generate(generate)) => check_flow(generate),
+            (Self::Flow | Self::EditFlow, Task::Generate(generate)) => check_flow(generate, *self == Self::Flow),
             (Self::EditFlow, Task::Edit(edit)) => check_unguided(edit.guidance_scale),
             (Self::Generate | Self::Steered(_), Task::Generate(generate)) => {
                 check_controls(self.controlnets(), generate)?;
@@ -216,14 +216,13 @@ fn check_mode(loaded: &[Mode], asked: Mode) -> Result<(), JobError> {
 
 /// Of a flow in modes, which takes no adapters but those of its modes.
 fn check_text(loaded: &[Mode], generate: &Generate) -> Result<(), JobError> {
-    let lora = (!generate.loras.is_empty()).then_some("lora");
-    check_sampling(generate, lora)?;
+    check_sampling(generate, Reads { loras: false, start: false })?;
     generate.mode.map_or(Ok(()), |mode| check_mode(loaded, mode))
 }
 
-/// Of a flow that was distilled over guidance.
-fn check_flow(generate: &Generate) -> Result<(), JobError> {
-    check_sampling(generate, None)?;
+/// Of a flow that was distilled over guidance. `starts`: whether from images too.
+fn check_flow(generate: &Generate, starts: bool) -> Result<(), JobError> {
+    check_sampling(generate, Reads { loras: true, start: starts })?;
     check_unguided(generate.guidance_scale)
 }
 
@@ -236,21 +235,30 @@ fn check_unguided(guidance_scale: GuidanceScale) -> Result<(), JobError> {
     Ok(())
 }
 
-/// What no flow reads: it has one sampler, starts from noise, and has tokens of 16 pixels. `unread`: a field that this one does not read either.
-fn check_sampling(generate: &Generate, unread: Option<&'static str>) -> Result<(), JobError> {
+/// What some flows read of a generation.
+#[derive(Clone, Copy)]
+struct Reads {
+    loras: bool,
+    /// What it starts from, and a mask over that.
+    start: bool,
+}
+
+/// What a flow does not read: it has one sampler, and tokens of 16 pixels.
+fn check_sampling(generate: &Generate, reads: Reads) -> Result<(), JobError> {
     if generate.scheduler != Scheduler::plain(Sampler::Euler) {
         let problem = format!("must be euler, the one that this function's model has, got {}", generate.scheduler);
         return invalid("scheduler", problem);
     }
     let set = [
+        ("lora", !reads.loras && !generate.loras.is_empty()),
         ("embeddings", !generate.embeddings.is_empty()),
-        ("init_image", generate.start.is_some()),
+        ("init_image", !reads.start && generate.start.is_some()),
         ("controlnets", !generate.controls.is_empty()),
         ("ip_adapters", !generate.image_prompts.is_empty()),
     ];
     let set = set.into_iter().filter(|(_, given)| *given).map(|(field, _)| field);
     let sampling = generate.sampling.fields().into_iter().map(|(field, _)| field).filter(|field| *field != "step_cache");
-    if let Some(field) = unread.into_iter().chain(set).chain(sampling).next() {
+    if let Some(field) = set.chain(sampling).next() {
         return invalid(field, "is not read by this function's model: leave it out".into());
     }
     let sides = [("width", generate.size.width_px()), ("height", generate.size.height_px())];

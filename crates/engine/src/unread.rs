@@ -3,11 +3,11 @@
 use super::schedule::scheduler::{Sampler, Scheduler};
 use super::{EngineError, GenerateRequest, Sampling};
 
-/// Refuses what only other models read: one sampler, no start but noise, nothing said of its sampling.
+/// Refuses what only other models read: one sampler, nothing said of its sampling, and no start but noise unless the model `starts` from images.
 ///
 /// # Errors
 /// [`EngineError::Request`] with the first such field.
-pub(super) fn check_unread(request: &GenerateRequest) -> Result<(), EngineError> {
+pub(super) fn check_unread(request: &GenerateRequest, starts: bool) -> Result<(), EngineError> {
     let GenerateRequest { embeddings, start, controls, image_prompts, scheduler, sampling, .. } = request;
     if *scheduler != Scheduler::plain(Sampler::Euler) {
         let problem = "must be euler, the one sampler of this model".into();
@@ -27,7 +27,7 @@ pub(super) fn check_unread(request: &GenerateRequest) -> Result<(), EngineError>
     } = sampling;
     let unread = [
         ("embeddings", !embeddings.is_empty()),
-        ("init_image", start.is_some()),
+        ("init_image", start.is_some() && !starts),
         ("controlnets", !controls.is_empty()),
         ("ip_adapters", !image_prompts.is_empty()),
         ("timesteps", timesteps.is_some()),

@@ -99,8 +99,14 @@ impl Catalogue {
     /// from the first.
     #[must_use]
     pub fn defaults(&self, task: &str, named: Option<&str>) -> &Defaults {
-        let by_name = self.models().find(|model| Some(model.name.as_str()) == named);
-        &by_name.or_else(|| self.doing(task)).unwrap_or(&self.first).defaults
+        &self.at(self.place_of(task, named)).defaults
+    }
+
+    /// The place of the model that [`Self::defaults`] are from.
+    #[must_use]
+    pub fn place_of(&self, task: &str, named: Option<&str>) -> usize {
+        let by_name = self.models().position(|model| Some(model.name.as_str()) == named);
+        by_name.or_else(|| self.models().position(|model| model.does(task))).unwrap_or(0)
     }
 
     /// The place of the model whose defaults a body was read with that turned out to be no job: that one's handler refuses it.

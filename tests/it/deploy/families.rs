@@ -28,8 +28,8 @@ const T5_ENCODER: u64 = 4_762_310_656;
 const FLUX2_TRANSFORMER: u64 = 3_875_544_576;
 const QWEN3_THREE_QUARTERS: u64 = 3_114_088_192;
 const FLUX2_VAE: u64 = 84_046_115;
-/// Of an `AutoencoderKL` with 16 channels.
-const FLOW_DECODER: u64 = 49_545_475;
+/// An `AutoencoderKL` with 16 channels, encoder and decoder.
+const FLOW_VAE: u64 = 83_819_683;
 
 const TEXT_REFUSALS: &str = "tests/it/handler/modes.rs a_model_of_one_sampler_refuses_what_it_does_not_read";
 const EDIT_REFUSALS: &str = "tests/it/edits.rs every_refusal_of_an_edit_names_its_field_and_what_is_allowed";
@@ -95,11 +95,11 @@ const ROWS: [Row; 7] = [
     ),
     (
         "z-image",
-        Z_IMAGE_TRANSFORMER + QWEN3_LAYERS_READ + FLOW_DECODER,
+        Z_IMAGE_TRANSFORMER + QWEN3_LAYERS_READ + FLOW_VAE,
         [
             "E/parity/z_image.rs parity_of_z_image_images",
-            FLOW_REFUSALS,
-            FLOW_REFUSALS,
+            "E/parity/flow_starts.rs parity_of_z_image_from_an_image_and_under_a_mask",
+            "E/parity/flow_starts.rs parity_of_z_image_from_an_image_and_under_a_mask",
             FLOW_REFUSALS,
             FLOW_REFUSALS,
             "E/parity/z_image.rs parity_of_z_image_images",
@@ -108,11 +108,11 @@ const ROWS: [Row; 7] = [
     ),
     (
         "flux",
-        FLUX_TRANSFORMER + T5_ENCODER + CLIP_L + FLOW_DECODER,
+        FLUX_TRANSFORMER + T5_ENCODER + CLIP_L + FLOW_VAE,
         [
             "E/parity/flux.rs parity_of_flux_images",
-            FLOW_REFUSALS,
-            FLOW_REFUSALS,
+            "E/parity/flow_starts.rs parity_of_flux_from_an_image_and_under_a_mask",
+            "E/parity/flow_starts.rs parity_of_flux_from_an_image_and_under_a_mask",
             FLOW_REFUSALS,
             FLOW_REFUSALS,
             "E/parity/flux.rs parity_of_flux_images",
@@ -189,6 +189,7 @@ fn every_cell_of_the_table_of_families_is_so() {
         };
         let is_unet = family.starts_with("stable-diffusion");
         let is_qwen = family.starts_with("qwen");
+        let inpaints = is_unet || ["z-image", "flux"].contains(&family);
         let sides = if is_unet { SidePx::RANGE } else { EditSidePx::RANGE };
         let multiple = if is_unet { SidePx::MULTIPLE_OF } else { EditSidePx::MULTIPLE_OF };
         assert_eq!(*sizes, format!("{} to {}, multiples of {multiple}", sides.start(), sides.end()), "{family}");
@@ -200,7 +201,7 @@ fn every_cell_of_the_table_of_families_is_so() {
         let does = [adapters, start, mask, control, prompt].map(|cell| cell.starts_with("yes"));
         assert_eq!(
             does,
-            [!is_qwen, is_unet || ["qwen-image-edit", "flux2"].contains(&family), is_unet, is_unet, is_unet],
+            [!is_qwen, inpaints || ["qwen-image-edit", "flux2"].contains(&family), inpaints, is_unet, is_unet],
             "{family}"
         );
         for test in tests {

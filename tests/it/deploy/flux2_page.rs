@@ -11,6 +11,13 @@ pub(super) const FLUX2: &[(&str, &[&str])] = &[
     ),
     ("The noise levels follow the fit", &["E/parity/flux2.rs parity_of_flux2_schedules"]),
     (
+        "It starts from no image",
+        &[
+            "tests/it/handler/modes.rs a_model_without_guidance_refuses_it_and_takes_loras",
+            "E/parity/flux2.rs flux2_refuses_by_name_what_it_does_not_read",
+        ],
+    ),
+    (
         "An edit has no `mode`",
         &[
             EDITS,

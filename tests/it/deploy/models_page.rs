@@ -257,6 +257,17 @@ const TESTS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "A job may start from an image",
+        &[
+            "E/parity/flow_starts.rs parity_of_z_image_from_an_image_and_under_a_mask",
+            "E/parity/flow_starts.rs parity_of_flux_from_an_image_and_under_a_mask",
+        ],
+    ),
+    (
+        "A VAE without its encoder's tensors",
+        &["E/parity/flow_starts.rs what_no_image_can_be_made_from_is_refused_in_words_and_text_is_generated"],
+    ),
+    (
         "LoRAs change the transformer",
         &[
             "E/parity/z_image.rs parity_of_z_image_images",

@@ -83,18 +83,22 @@ async fn a_model_without_guidance_refuses_it_and_takes_loras() {
     let cases = [
         (flow("a", &[("guidance_scale", json!(3.5))]), "guidance_scale", "must be at most 1"),
         (flow("b", &[("scheduler", json!("ddim"))]), "scheduler", "must be euler"),
-        (flow("c", &[("init_image", image.clone())]), "init_image", "is not read by this function's model"),
         (flow("h", &[("controlnets", control())]), "controlnets", "is not read by this function's model"),
         (flow("i", &[("ip_adapters", prompt())]), "ip_adapters", "is not read by this function's model"),
         (flow("d", &[("height", json!(72))]), "height", "must be a multiple of 16"),
         (flow("e", &[("mode", json!("base"))]), "mode", "means something only with a model that has modes"),
         (flow("f", &[("guidance_rescale", json!(0.5))]), "guidance_rescale", "is not read"),
-        (flow("g", &[("init_image", image.clone()), ("mask_image", image)]), "init_image", "is not read"),
     ];
     for (body, field, says) in cases {
         refused(&mut stage, body, field, says).await;
     }
     assert_eq!(stage.generated(), 0);
+    let mut editing = Stage::with(Capabilities::EditFlow, |_| ()).await;
+    for fields in [&[("init_image", image.clone())][..], &[("init_image", image.clone()), ("mask_image", image)]] {
+        let body = flow(&format!("c{}", fields.len()), fields);
+        refused(&mut editing, body, "init_image", "is not read by this function's model").await;
+    }
+    assert_eq!(editing.generated(), 0);
     assert_eq!(stage.handle(one(flow("good", &[("guidance_scale", json!(0))]), 1)).await, Ok(brought_back(&[])));
     let notified = stage.backend.terminal().await;
     assert!(notified.path.ends_with("/complete"), "{}", notified.body);

@@ -3,6 +3,7 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
+use atelier::job::capabilities::Capabilities;
 use candle_core::{Device, Tensor};
 use image::{GrayImage, ImageFormat, Luma, RgbImage};
 use serde_json::{Value, json};
@@ -60,6 +61,20 @@ async fn image_and_mask_arrive_upright_and_in_the_jobs_size() {
     let mask = put(&stage, "half.png", file);
     let seen = generated(&mut stage, job("mask", &[("init_image", start), ("mask_image", mask)])).await;
     assert_eq!((seen.get_pixel(8, 8).0, seen.get_pixel(56, 56).0), ([0; 3], [255; 3]));
+}
+
+/// A flow is given image and mask as a UNet is.
+#[tokio::test]
+async fn a_flow_starts_from_an_image_and_under_a_mask() {
+    let mut stage = Stage::with(Capabilities::Flow, |_| ()).await;
+    let start = put_fixture(&stage, "turned.jpg");
+    let flow = [("init_image", start.clone()), ("scheduler", json!("euler")), ("guidance_scale", json!(1))];
+    let seen = generated(&mut stage, job("flow", &flow)).await;
+    assert_eq!(seen.dimensions(), (64, 64));
+    assert!(seen.get_pixel(8, 8).0.iter().zip([255, 0, 0]).all(|(found, expected): (&u8, u8)| found.abs_diff(expected) < 12));
+    let mask = put_fixture(&stage, "plain.png");
+    let masked = generated(&mut stage, job("masked", &[&flow[..], &[("mask_image", mask)]].concat())).await;
+    assert_ne!(masked, seen, "the stand-in for an engine shows the mask");
 }
 
 /// Byte for byte: diffusers resizes with Pillow's Lanczos.

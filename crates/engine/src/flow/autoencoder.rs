@@ -1,6 +1,6 @@
-//! The autoencoders of flows: Stable Diffusion's as it is, and FLUX.2's, which norms latents by channel and encodes reference images.
+//! The autoencoders of flows: Stable Diffusion's as it is, and FLUX.2's, which norms latents by channel.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Result, Tensor};
 use image::RgbImage;
@@ -15,7 +15,7 @@ use crate::qwen::packing::{Grid, pack};
 use crate::qwen::references::Reference;
 use crate::sd::config::VaeConfig;
 use crate::sd::vae::VaeDecoder;
-use crate::sd::vae_encoder::VaeEncoder;
+use crate::sd::vae_encoder::{Moments, VaeEncoder};
 use crate::weights::{build_from, component_files};
 
 const PLAIN: Fixed = &[
@@ -38,7 +38,7 @@ const NORMALISED: Fixed = &[
 /// Which autoencoder a family has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// diffusers' `AutoencoderKL`; its latents are the loop's, and only decoded.
+    /// diffusers' `AutoencoderKL`; its latents are the loop's.
     Plain,
     /// diffusers' `AutoencoderKLFlux2`: the loop has 2x2 latents of all channels in one place, normed by what was measured of each.
     Normalised,
@@ -104,6 +104,11 @@ impl AutoencoderConfig {
         })
     }
 
+    /// Pixels of a latent's side in the loop of a plain one.
+    pub(super) fn latent_px(&self) -> usize {
+        self.vae.pixels_per_latent()
+    }
+
     /// Pixels of a token's side.
     pub(super) fn token_px(&self) -> usize {
         2 * self.vae.pixels_per_latent()
@@ -113,17 +118,18 @@ impl AutoencoderConfig {
 /// A loaded autoencoder.
 pub(super) struct Autoencoder {
     decoder: VaeDecoder,
+    /// Where the files have one.
+    encoder: Option<VaeEncoder>,
     normed: Option<NormedLatents>,
+    token_px: u32,
+    device: Device,
     bytes: u64,
 }
 
-/// What makes reference images latents of the loop, and what these are normed by: (4·channels,) each, f32.
+/// What latents of the loop are normed by: (4·channels,) each, f32.
 struct NormedLatents {
-    encoder: VaeEncoder,
     mean: Tensor,
     deviation: Tensor,
-    token_px: u32,
-    device: Device,
 }
 
 impl Autoencoder {
@@ -140,18 +146,14 @@ impl Autoencoder {
         let name = |name: &str| Some(canonical(&format!("vae.{name}")));
         let decoder = VaeConfig { block_out_channels: config.decoder_widths.clone(), ..config.vae.clone() };
         let (decoder, decoder_bytes) = build_from(&files, kept, name, |vb| VaeDecoder::new(&decoder, &vb.pp("vae")))?;
-        if config.kind == Kind::Plain {
-            return Ok(Self { decoder, normed: None, bytes: decoder_bytes });
-        }
-        let (encoder, encoder_bytes) = build_from(&files, kept, name, |vb| VaeEncoder::new(&config.vae, &vb.pp("vae")))?;
-        let channels = 4 * config.vae.latent_channels;
-        let ([mean, variance], _) = build_from(&files, (DType::F32, kept.1), name, |vb| {
-            Ok([vb.get(channels, "vae.bn.running_mean")?, vb.get(channels, "vae.bn.running_var")?])
+        let is_normed = config.kind == Kind::Normalised;
+        let (encoder, encoder_bytes) = build_from(&files, kept, name, |vb| {
+            let encodes = is_normed || vb.contains_tensor("vae.encoder.conv_in.weight");
+            encodes.then(|| VaeEncoder::new(&config.vae, &vb.pp("vae"))).transpose()
         })?;
-        let deviation = (variance + config.eps)?.sqrt()?;
+        let normed = if is_normed { Some(NormedLatents::read(&files, config, (kept.1, name))?) } else { None };
         let token_px = config.token_px() as u32;
-        let normed = Some(NormedLatents { encoder, mean, deviation, token_px, device: kept.1.clone() });
-        Ok(Self { decoder, normed, bytes: decoder_bytes + encoder_bytes })
+        Ok(Self { decoder, encoder, normed, token_px, device: kept.1.clone(), bytes: decoder_bytes + encoder_bytes })
     }
 
     /// Of its tensors.
@@ -165,23 +167,49 @@ impl Autoencoder {
         if is_banded { self.decoder.decode_in_bands(&latents) } else { self.decoder.decode(&latents) }
     }
 
+    /// `pixels`: (1, 3, H, W), f32 from -1 to 1, both sides multiples of a token's. What they may be in latents of the loop of a plain one.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when the files have no encoder; or when there is no memory.
+    pub(super) fn moments(&self, pixels: &Tensor) -> std::result::Result<Moments, EngineError> {
+        let Some(encoder) = &self.encoder else {
+            let problem = "this model's VAE has no encoder: it cannot start from an image".into();
+            return Err(EngineError::Request { field: "init_image", problem });
+        };
+        Ok(encoder.encode(pixels)?)
+    }
+
     /// `image` as the transformer's tokens, in the size that [`prepared`] gives it.
     ///
     /// # Errors
-    /// [`EngineError::Request`] when the image is too small or too long, or the autoencoder encodes none; or there is no memory.
+    /// [`EngineError::Request`] when the image is too small or too long, or the model is shown none; or there is no memory.
     pub(super) fn encode(&self, image: &RgbImage) -> std::result::Result<Reference, EngineError> {
         let refused = |problem| EngineError::Request { field: "images", problem };
-        let normed = self.normed.as_ref().ok_or_else(|| refused("this model is shown none".to_owned()))?;
-        let image = prepared(image, normed.token_px).map_err(refused)?;
-        let grid = Grid::of_image(image.width(), image.height(), normed.token_px as usize)?;
-        let pixels = to_pixels(image.as_raw(), image.width() as usize, image.height() as usize, &normed.device)?;
-        let tokens = pack(&normed.encoder.encode(&pixels)?.mean)?;
-        let tokens = tokens.broadcast_sub(&normed.mean)?.broadcast_div(&normed.deviation)?;
+        let shown_none = || refused("this model is shown none".to_owned());
+        let NormedLatents { mean, deviation } = self.normed.as_ref().ok_or_else(shown_none)?;
+        let encoder = self.encoder.as_ref().ok_or_else(shown_none)?;
+        let image = prepared(image, self.token_px).map_err(refused)?;
+        let grid = Grid::of_image(image.width(), image.height(), self.token_px as usize)?;
+        let pixels = to_pixels(image.as_raw(), image.width() as usize, image.height() as usize, &self.device)?;
+        let tokens = pack(&encoder.encode(&pixels)?.mean)?;
+        let tokens = tokens.broadcast_sub(mean)?.broadcast_div(deviation)?;
         Ok(Reference { tokens, grid })
     }
 }
 
 impl NormedLatents {
+    fn read(
+        files: &[PathBuf],
+        config: &AutoencoderConfig,
+        (device, name): (&Device, impl Fn(&str) -> Option<String>),
+    ) -> std::result::Result<Self, EngineError> {
+        let channels = 4 * config.vae.latent_channels;
+        let ([mean, variance], _) = build_from(files, (DType::F32, device), name, |vb| {
+            Ok([vb.get(channels, "vae.bn.running_mean")?, vb.get(channels, "vae.bn.running_var")?])
+        })?;
+        Ok(Self { mean, deviation: (variance + config.eps)?.sqrt()? })
+    }
+
     /// `latents`: (1, 4·C, H, W), normed. Returns (1, C, 2·H, 2·W), as the autoencoder has them.
     fn undone(&self, latents: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = latents.dims4()?;

@@ -5,16 +5,15 @@ use candle_core::{IndexOp, Tensor};
 use super::engine::FlowEngine;
 use super::family::Family;
 use super::requests::Wanted;
+use super::start::{Denoising, Given};
 use crate::finite::is_finite;
 use crate::noise::Noise;
 use crate::pixels::to_rgb8;
-use crate::qwen::packing::Grid;
-use crate::qwen::references::Reference;
 use crate::step_cache::FirstBlockCache;
 use crate::{EngineError, Image, Watch};
 
 impl<F: Family> FlowEngine<F> {
-    /// Denoises every image of `request` next to what it is shown; they go from step to step together. Returns their latents, (1, C, H, W) each, f32.
+    /// Denoises every image of `request` next to what it is given; they go from step to step together. Returns their latents, (1, C, H, W) each, f32.
     ///
     /// # Errors
     /// [`EngineError::Cancelled`] when `watch` says so between two steps; else what a request or the device is at fault for.
@@ -22,21 +21,25 @@ impl<F: Family> FlowEngine<F> {
         &self,
         request: Wanted<'_>,
         text: &F::Text,
-        (grid, references): (Grid, &[Reference]),
+        Given { grid, references, start }: &Given,
         (watch, is_banded): (&Watch, bool),
     ) -> Result<Vec<Tensor>, EngineError> {
-        let schedule = self.schedule(request.steps, grid);
-        let context = self.adapters.current().context(text, grid, references)?;
-        let shape = self.checkpoint.vae.latents(grid);
-        let noise = Noise::new(request.seeds.iter().copied(), shape).draw(&self.device)?;
-        let mut images = (0..request.seeds.len()).map(|image| noise.narrow(0, image, 1)).collect::<Result<Vec<_>, _>>()?;
-        let mut caches = FirstBlockCache::for_each(request.step_cache, images.len())?;
+        let complete = self.schedule(request.steps, *grid);
+        let schedule = match request.start {
+            Some((_, strength)) => complete.from_image(strength),
+            None => complete,
+        };
+        let steps = schedule.steps();
+        let context = self.adapters.current().context(text, *grid, references)?;
+        let noise = Noise::new(request.seeds.iter().copied(), self.checkpoint.vae.latents(*grid));
+        let mut images = Denoising::begin(noise, &schedule, start.as_ref(), &self.device)?;
+        let mut caches = FirstBlockCache::for_each(request.step_cache, images.latents.len())?;
         for (index, timestep) in schedule.timesteps().into_iter().enumerate() {
             let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
             let waves = self.adapters.current().waves(timestep)?;
             let done = index as u32 + 1;
-            let wants_preview = watch.wants_preview(done, request.steps);
-            for (place, (latents, cache)) in images.iter_mut().zip(&mut caches).enumerate() {
+            let wants_preview = watch.wants_preview(done, steps);
+            for (place, (latents, cache)) in images.latents.iter_mut().zip(&mut caches).enumerate() {
                 let velocity = match cache {
                     None => self.velocity(latents, &waves, &context)?,
                     Some(cache) => self.cached_velocity(latents, &waves, &context, cache)?,
@@ -44,16 +47,17 @@ impl<F: Family> FlowEngine<F> {
                 *latents = (&*latents + (&velocity * length)?)?;
                 if wants_preview && place == 0 {
                     let image = schedule.predicted_image(index + 1, latents, &velocity);
-                    self.previewer.show(watch, (done, request.steps), image, |latents| self.decode(latents, is_banded));
+                    self.previewer.show(watch, (done, steps), image, |latents| self.decode(latents, is_banded));
                 }
             }
-            if done == request.steps {
+            images.restore(&schedule, done)?;
+            if done == steps {
                 // Until here a GPU had only been sent its work: without this its last steps would count as decoding.
                 self.device.synchronize()?;
             }
-            watch.step_done(done, request.steps)?;
+            watch.step_done(done, steps)?;
         }
-        Ok(images)
+        Ok(images.latents)
     }
 
     /// The images of these latents, of one text.
@@ -89,9 +93,14 @@ impl<F: Family> FlowEngine<F> {
         } else {
             ("VAE's decoder", "download the model again, or convert vae/ again".to_owned())
         };
+        Ok(self.not_finite_in(stage, &why))
+    }
+
+    /// The error of `stage`, which gave NaN or infinity.
+    pub(super) fn not_finite_in(&self, stage: &str, why: &str) -> EngineError {
         let model = self.checkpoint.directory.file_name().unwrap_or_default().to_string_lossy();
         let dtype = self.adapters.weights().dtype().as_str();
         let problem = format!("the {stage} of model {model} gave NaN or infinity; it computes in {dtype}; {why}");
-        Ok(EngineError::NotFinite { problem })
+        EngineError::NotFinite { problem }
     }
 }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::autoencoder::{Autoencoder, AutoencoderConfig};
 use super::family::Family;
 use super::requests::{Wanted, readable};
+use super::start::Given;
 use crate::adapters::Adapters;
 use crate::device::keeping_uploads;
 use crate::device_errors::{advise_smaller, classify_memory_error};
@@ -68,7 +69,7 @@ pub struct FlowEngine<F: Family> {
     pub(super) adapters: Adapters<F>,
     /// Of steps.
     graphs: Graphs,
-    vae: Autoencoder,
+    pub(super) vae: Autoencoder,
     pub(super) previewer: Previewer,
     encoder: KeptEncoder<F::Encoder>,
 }
@@ -267,7 +268,8 @@ impl<F: Family> FlowEngine<F> {
         if watch.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
-        let latents = self.denoise(request, &text, (grid, &references), (watch, is_banded))?;
+        let start = request.start.map(|(image, _)| self.start(image)).transpose()?;
+        let latents = self.denoise(request, &text, &Given { grid, references, start }, (watch, is_banded))?;
         self.develop(request, &text, &latents, is_banded)
     }
 }
@@ -304,6 +306,7 @@ impl<F: Family> Engine for FlowEngine<F> {
             prompt: "warm-up",
             images: &[],
             loras: &[],
+            start: None,
             steps: 1,
             step_cache: None,
             width_px: self.settings.width_px,
@@ -318,8 +321,7 @@ impl<F: Family> Engine for FlowEngine<F> {
     }
 
     fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
-        let requests =
-            queued_requests.iter().map(|queued| readable(&queued.request, F::EDITS)).collect::<Result<Vec<_>, _>>()?;
+        let requests = queued_requests.iter().map(|queued| readable::<F>(&queued.request)).collect::<Result<Vec<_>, _>>()?;
         let Some(first) = requests.first().copied() else { return Ok(Vec::new()) };
         self.grid(first)?;
         let cache_hit = self.use_loras(first.loras)?;

@@ -23,6 +23,8 @@ pub trait Family: Sized + 'static {
     const AUTOENCODER: Kind = Kind::Plain;
     /// Whether it can be shown images.
     const EDITS: bool = false;
+    /// Whether it can start from an image, also under a mask. Its autoencoder is plain then.
+    const STARTS: bool = false;
     /// What the checkpoint's files say of it.
     type Config: Clone + Send + 'static;
     /// The text encoders that no adapter changes. They may be read again for every job.

@@ -182,7 +182,7 @@ fn condition_px(settings: &Settings) -> Option<u32> {
 
 /// Refuses what a UNet would read: nothing that a request asks for is left out in silence.
 fn check_fields(request: &GenerateRequest) -> Result<(), EngineError> {
-    check_unread(request)?;
+    check_unread(request, false)?;
     if request.loras.is_empty() {
         return Ok(());
     }

@@ -129,6 +129,30 @@ impl FlowSchedule {
         Self { sigmas, train_timesteps: config.num_train_timesteps as f32 }
     }
 
+    /// What is left of it for a generation from an image, which has less noise to begin with. `strength`, above 0 to 1, is the part of the steps that
+    /// is done; one that it covers in part is done too (`get_timesteps` of diffusers' `FluxImg2ImgPipeline`).
+    #[must_use]
+    pub fn from_image(mut self, strength: f64) -> Self {
+        let steps = self.steps();
+        let covered = (f64::from(steps) * strength).min(f64::from(steps));
+        let skipped = (f64::from(steps) - covered) as usize;
+        self.sigmas.drain(..skipped.min(steps.saturating_sub(1) as usize));
+        self
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn steps(&self) -> u32 {
+        self.sigmas.len().saturating_sub(1) as u32
+    }
+
+    /// How much of an image's latents, and how much noise, there is at the noise level of place `index` (`scale_noise`).
+    #[must_use]
+    pub fn mixture(&self, index: usize) -> (f64, f64) {
+        let sigma = self.sigmas[index];
+        (f64::from(1.0 - sigma), f64::from(sigma))
+    }
+
     /// The image without noise that a model predicts with `velocity`, of `latents` at the noise level of place `index`; both of one shape, f32.
     ///
     /// # Errors

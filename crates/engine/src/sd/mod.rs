@@ -17,7 +17,7 @@ pub mod guidance;
 mod image_prompt;
 pub mod inversion;
 pub mod ip_adapter;
-mod kept;
+pub(crate) mod kept;
 mod latent_batch;
 mod lpw_xl;
 mod memory;

@@ -4,16 +4,13 @@ use candle_core::{Result, Tensor};
 
 use super::StableDiffusion;
 use super::config::ExtraInput;
-use super::kept::Kept;
+use super::kept::{GENERATED_FROM, Kept, latent_mask, mixed};
 use super::latent_batch::LatentBatch;
 use super::vae_encoder::Moments;
 use crate::pixels::to_pixels;
 use crate::schedule::Schedule;
 use crate::schedule::config::Pipeline;
 use crate::{EngineError, GenerateRequest, InitImage};
-
-/// A mask's pixels from here on are generated anew.
-const GENERATED_FROM: u8 = 128;
 
 /// An image to start from, ready for any number of seeds.
 pub(super) struct Start {
@@ -51,7 +48,8 @@ impl StableDiffusion {
     ) -> std::result::Result<Start, EngineError> {
         let width = size.0 as usize;
         let height = size.1 as usize;
-        let mask = image.mask.as_ref().map(|mask| self.latent_mask(mask, width, height)).transpose()?;
+        let factor = self.checkpoint.vae.pixels_per_latent();
+        let mask = image.mask.as_ref().map(|mask| latent_mask(mask, (width, height), factor, &self.device)).transpose()?;
         let pixels = to_pixels(&image.rgb, width, height, &self.device)?;
         let moments = self.encode_image(&pixels)?;
         let extra_input = self.checkpoint.unet.extra_input();
@@ -59,15 +57,6 @@ impl StableDiffusion {
         let masked = left.map(|mask| self.encode_image(&without_masked(&pixels, mask, width, height)?)).transpose()?;
         let edited = (extra_input == ExtraInput::Image).then(|| self.checkpoint.vae.unscaled(&moments.mean)).transpose()?;
         Ok(Start { moments, mask, masked, from_noise, edited })
-    }
-
-    /// A latent is generated or kept as the first of its pixels is: `interpolate` without a mode, as diffusers' inpainting has it.
-    fn latent_mask(&self, mask: &[u8], width: usize, height: usize) -> Result<Tensor> {
-        let factor = self.checkpoint.vae.pixels_per_latent();
-        let rows = mask.chunks_exact(width).step_by(factor);
-        let latents = rows.flat_map(|row| row.iter().step_by(factor));
-        let latents: Vec<f32> = latents.map(|pixel| if *pixel >= GENERATED_FROM { 1.0 } else { 0.0 }).collect();
-        Tensor::from_vec(latents, (1, 1, height / factor, width / factor), &self.device)
     }
 }
 
@@ -89,7 +78,7 @@ impl LatentBatch {
             self.latents = (drawn * schedule.init_noise_sigma)?;
             return Ok(());
         };
-        let image = drawn.broadcast_mul(&moments.std)?.broadcast_add(&moments.mean)?;
+        let image = moments.sampled(&drawn)?;
         // An inpainting UNet's pipeline does not encode an image that nothing of is kept.
         let noise = if masked.is_some() && *from_noise { drawn } else { self.noise.draw(&device)? };
         self.latents = if *from_noise && mask.is_some() {
@@ -101,7 +90,7 @@ impl LatentBatch {
             // Diffusers encodes what the mask leaves as well, for UNets that look at it: so its seeds are found again.
             let drawn = self.noise.draw(&device)?;
             if let Some(masked) = masked {
-                let image = drawn.broadcast_mul(&masked.std)?.broadcast_add(&masked.mean)?;
+                let image = masked.sampled(&drawn)?;
                 let (count, _, height, width) = image.dims4()?;
                 self.added = Some(Tensor::cat(&[&mask.expand((count, 1, height, width))?.contiguous()?, &image], 1)?);
             } else {
@@ -113,15 +102,11 @@ impl LatentBatch {
 
     /// Puts back what the mask keeps, with the noise of the step that comes `next`; after the last there is none.
     pub(super) fn requeue(&mut self, schedule: &Schedule, next: usize) -> Result<()> {
-        let Some(Kept { image, noise, mask }) = &self.kept else { return Ok(()) };
-        let kept = if next < schedule.steps.len() { mixed(image, noise, schedule.mixture(next))? } else { image.clone() };
-        self.latents = (self.latents.broadcast_mul(mask)? + kept.broadcast_mul(&(1.0 - mask)?)?)?;
+        let Some(kept) = &self.kept else { return Ok(()) };
+        let mixture = (next < schedule.steps.len()).then(|| schedule.mixture(next));
+        self.latents = kept.restore(&self.latents, mixture)?;
         Ok(())
     }
-}
-
-fn mixed(image: &Tensor, noise: &Tensor, (signal, sigma): (f64, f64)) -> Result<Tensor> {
-    (image * signal)? + (noise * sigma)?
 }
 
 /// What a UNet looks at besides the latents has to be there, and nothing that it does not look at.

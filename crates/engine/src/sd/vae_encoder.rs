@@ -39,8 +39,16 @@ impl Moments {
     ///
     /// # Errors
     /// When there is no memory.
-    pub(super) fn are_finite(&self) -> Result<bool> {
+    pub(crate) fn are_finite(&self) -> Result<bool> {
         Ok(is_finite(&self.mean)? && is_finite(&self.std)?)
+    }
+
+    /// Latents of images, in the shape of `drawn`: (N, C, H, W), f32, standard normal.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub(crate) fn sampled(&self, drawn: &Tensor) -> Result<Tensor> {
+        drawn.broadcast_mul(&self.std)?.broadcast_add(&self.mean)
     }
 }
 

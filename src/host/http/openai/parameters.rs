@@ -250,17 +250,21 @@ fn size(given: Option<Value>) -> Result<Option<(u32, u32)>, Problem> {
     })
 }
 
-/// An edit of size `auto` has its image's shape, with as many pixels as the model's own size has.
+/// An edit of size `auto` has its image's shape, with as many pixels as the model's own size has, in sides that the model can have.
 pub(super) fn size_of_image(given: &mut Map<String, Value>, (width, height): (u32, u32), http: &Http) {
     if given.get("size").is_some_and(|size| *size != "auto") {
         return;
     }
-    let defaults = defaults(given, http);
+    let catalogue = &http.job_service.catalogue;
+    let place = catalogue.place_of("generate", given.get("model").and_then(Value::as_str));
+    let defaults = &catalogue.at(place).defaults;
+    let function = http.functions.at(place);
+    let multiple = function.map_or(SidePx::MULTIPLE_OF, |function| function.capabilities.side_multiple_px().into());
     let pixels = f64::from(defaults.width.get()) * f64::from(defaults.height.get());
     let ratio = f64::from(width) / f64::from(height);
     let side = |length: f64| {
-        let multiples = (length / SidePx::MULTIPLE_OF as f64).round() as u64;
-        (multiples * SidePx::MULTIPLE_OF).clamp(*SidePx::RANGE.start(), *SidePx::RANGE.end())
+        let multiples = (length / multiple as f64).round() as u64;
+        (multiples * multiple).clamp(*SidePx::RANGE.start(), *SidePx::RANGE.end())
     };
     let size = format!("{}x{}", side((pixels * ratio).sqrt()), side((pixels / ratio).sqrt()));
     given.insert("size".into(), size.into());

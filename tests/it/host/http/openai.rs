@@ -2,18 +2,24 @@
 
 use std::sync::Arc;
 
+use atelier::host::Function;
+use atelier::host::functions::Functions;
 use atelier::host::http::{Http, ModelInfo};
 use atelier::host::job_service::{Direct, Ending, Model, ModelStatus};
 use atelier::job::Job;
+use atelier::job::capabilities::Capabilities;
 use atelier::job::request::Defaults;
 use atelier::job::request::catalogue::{Catalogue, Served};
+use atelier::job::segmenter::Segmenter;
 use atelier::job::task::{Generate, ModelName, Task};
+use atelier::job::upscalers::Upscalers;
 use atelier::protocol::report::Preview;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::{DynamicImage, GrayImage, ImageFormat, Rgba, RgbaImage};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::tryon::Form;
 use super::{Front, contract, idle, json_of, png, read};
@@ -235,6 +241,28 @@ async fn a_transparent_mask_is_a_white_one() {
         start.mask.as_ref().unwrap().to_string().split_once("/inputs/").map(|(_, rest)| format!("inputs/{rest}")).unwrap();
     let mask: GrayImage = image::open(front.bucket.path(&key)).unwrap().into_luma8();
     assert!(mask.enumerate_pixels().all(|(x, _, pixel)| pixel.0[0] == if x < 32 { 255 } else { 0 }));
+}
+
+/// A flow has tokens of 16 pixels.
+#[tokio::test]
+async fn an_edit_of_any_shape_has_a_size_that_its_model_can_have() {
+    let name = ModelName::new("tiny-sd").unwrap();
+    let function = Function {
+        model: name,
+        capabilities: Capabilities::Flow,
+        upscalers: Upscalers::default(),
+        segmenter: Segmenter::default(),
+    };
+    let functions = Functions::new(vec![function], watch::channel(Vec::new()).1);
+    let mut front = Front::open_with(|http| http.functions = functions).await;
+    for (width, height) in [(64, 37), (41, 64), (64, 33)] {
+        let image = png_of(RgbaImage::new(width, height));
+        let form = Form::default().file("image", &image).text("prompt", "a mug");
+        let request = front.request(Method::POST, EDITS);
+        let (job, _) = run(&mut front, form.send(request)).await;
+        let size = task(&job).size;
+        assert!(size.width_px().is_multiple_of(16) && size.height_px().is_multiple_of(16), "{width}x{height}: {size:?}");
+    }
 }
 
 #[tokio::test]

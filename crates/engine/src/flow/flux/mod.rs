@@ -33,6 +33,7 @@ impl Family for Flux {
     const NAME: &'static str = "flux";
     const PIPELINE: &'static str = "FluxPipeline";
     const ADAPTED: &'static [&'static str] = &["text_encoder", "transformer"];
+    const STARTS: bool = true;
     type Config = Config;
     type Encoder = TextEncoder;
     type Text = TextStates;

@@ -29,6 +29,7 @@ impl Family for ZImage {
     const NAME: &'static str = "z-image";
     const PIPELINE: &'static str = "ZImagePipeline";
     const ADAPTED: &'static [&'static str] = &["transformer"];
+    const STARTS: bool = true;
     type Config = Config;
     type Encoder = TextEncoder;
     type Text = Tensor;

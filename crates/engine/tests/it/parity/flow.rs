@@ -97,6 +97,14 @@ pub(super) fn copied(name: &str) -> tempfile::TempDir {
     copy
 }
 
+/// The fixture with a shift that grows with the image.
+pub(super) fn shifting(name: &str) -> tempfile::TempDir {
+    let copy = copied(name);
+    let scheduler = cases(name).dynamic.to_string();
+    fs::write(copy.path().join("scheduler/scheduler_config.json"), scheduler).expect("writes");
+    copy
+}
+
 pub(super) fn cases(name: &str) -> Cases {
     let file = fs::read_to_string(directory(name).join("cases.json")).expect("the oracle's script has written it");
     serde_json::from_str(&file).expect("cases")
@@ -127,9 +135,8 @@ pub(super) fn generate<F: Family>(engine: &mut FlowEngine<F>, request: &Generate
 /// All sizes, steps, prompts and spellings of LoRAs, on one engine, whose LoRAs change from case to case.
 pub(super) fn compare_images<F: Family>(name: &str) {
     let expected = expected(name);
-    let Cases { dynamic, all: cases, .. } = cases(name);
-    let shifting = copied(name);
-    fs::write(shifting.path().join("scheduler/scheduler_config.json"), dynamic.to_string()).expect("writes");
+    let cases = cases(name).all;
+    let shifting = shifting(name);
     let mut engine = load::<F>(&directory(name), SETTINGS).expect("the fixture loads");
     let mut stage = Stage::new(format!("{name}, 8 bit"));
     for (number, case) in cases.iter().enumerate().filter(|(_, case)| case.images == 0) {

@@ -2,12 +2,11 @@
 
 use std::fs;
 
+use atelier_engine::GenerateRequest;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::flux::Flux;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
-use atelier_engine::{GenerateRequest, InitImage};
 use candle_core::Tensor;
-use image::RgbImage;
 
 use super::flow::{
     SETTINGS, batch_is_as_alone, budget_keeps_the_image, cancelled, cases, compare_images, directory, edit, expected,
@@ -64,13 +63,11 @@ fn under_a_budget_fluxs_text_encoder_is_read_again_and_the_image_is_the_same() {
 #[test]
 fn flux_refuses_by_name_what_it_does_not_read() {
     let request = plain(NAME);
-    let start = InitImage { rgb: RgbImage::new(64, 64), mask: None };
     refuses::<Flux>(
         NAME,
         vec![
             ("guidance_scale", "at most 1", GenerateRequest { guidance_scale: 3.5, ..request.clone() }),
             ("scheduler", "euler", GenerateRequest { scheduler: Scheduler::plain(Sampler::EulerAncestral), ..request.clone() }),
-            ("init_image", "leave it out", GenerateRequest { start: Some(start), ..request.clone() }),
             ("height", "multiple of 16", GenerateRequest { height_px: 24, ..request.clone() }),
             ("prompt", "at most 255 tokens", GenerateRequest { prompt: "a red mug, ".repeat(150), ..request }),
         ],

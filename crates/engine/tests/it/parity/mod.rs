@@ -7,6 +7,7 @@ mod canny;
 pub(crate) mod classifiers;
 pub(crate) mod controlnets;
 pub(crate) mod flow;
+mod flow_starts;
 mod flux;
 mod flux2;
 mod gguf;

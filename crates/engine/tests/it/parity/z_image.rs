@@ -5,9 +5,8 @@ use std::fs;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
-use atelier_engine::{GenerateRequest, InitImage, Sampling};
+use atelier_engine::{GenerateRequest, Sampling};
 use candle_core::{IndexOp as _, Tensor};
-use image::{GrayImage, RgbImage};
 
 use super::flow::{
     SETTINGS, batch_is_as_alone, budget_keeps_the_image, cancelled, cases, compare_images, directory, edit, expected,
@@ -64,7 +63,6 @@ fn under_a_budget_z_images_text_encoder_is_read_again_and_the_image_is_the_same(
 
 #[test]
 fn z_image_refuses_by_name_what_it_does_not_read() {
-    let start = InitImage { rgb: RgbImage::new(64, 64), mask: Some(GrayImage::new(64, 64)) };
     let request = plain(NAME);
     let sampling = Sampling { clip_skip: 1, ..Sampling::default() };
     refuses::<ZImage>(
@@ -72,7 +70,6 @@ fn z_image_refuses_by_name_what_it_does_not_read() {
         vec![
             ("guidance_scale", "at most 1", GenerateRequest { guidance_scale: 3.5, ..request.clone() }),
             ("scheduler", "euler", GenerateRequest { scheduler: Scheduler::plain(Sampler::Ddim), ..request.clone() }),
-            ("init_image", "leave it out", GenerateRequest { start: Some(start), ..request.clone() }),
             ("clip_skip", "leave it out", GenerateRequest { sampling, ..request.clone() }),
             ("mode", "no modes", GenerateRequest { mode: Some("base".into()), ..request.clone() }),
             ("steps", "1 or more", GenerateRequest { steps: 0, ..request.clone() }),
