@@ -68,7 +68,7 @@ impl Capabilities {
         }
     }
 
-    /// Whether generations from text may bring adapters of their own.
+    /// Whether generations from text, and edits of the models that do both, may bring adapters of their own.
     #[must_use]
     pub fn takes_loras(&self) -> bool {
         matches!(self, Self::Generate | Self::Steered(_) | Self::Flow | Self::EditFlow)
@@ -90,6 +90,12 @@ impl Capabilities {
             Self::Steered(steering) => &steering.ip_adapters,
             Self::Generate | Self::Text(_) | Self::Flow | Self::EditFlow | Self::Edit(_) => &[],
         }
+    }
+
+    /// Whether it generates from text and edits what it is shown, but starts from no image.
+    #[must_use]
+    pub fn is_shown_images(&self) -> bool {
+        matches!(self, Self::EditFlow)
     }
 
     /// Whether a guidance scale above 1 and a negative prompt mean something.
@@ -121,6 +127,7 @@ impl Capabilities {
         self.check_step_cache(job.task.step_cache())?;
         match (self, &job.task) {
             (Self::Edit(modes), Task::TryOn(tryon)) => check_mode(modes, tryon.mode),
+            (Self::Edit(_), Task::Edit(Edit { loras, .. })) if !loras.is_empty() => unread("lora"),
             (Self::Edit(modes), Task::Edit(edit)) => edit.mode.map_or(Ok(()), |mode| check_mode(modes, mode)),
             (Self::Text(modes), Task::Generate(generate)) => check_text(modes, generate),
             (
@@ -259,13 +266,17 @@ fn check_sampling(generate: &Generate, reads: Reads) -> Result<(), JobError> {
     let set = set.into_iter().filter(|(_, given)| *given).map(|(field, _)| field);
     let sampling = generate.sampling.fields().into_iter().map(|(field, _)| field).filter(|field| *field != "step_cache");
     if let Some(field) = set.chain(sampling).next() {
-        return invalid(field, "is not read by this function's model: leave it out".into());
+        return unread(field);
     }
     let sides = [("width", generate.size.width_px()), ("height", generate.size.height_px())];
     if let Some((field, px)) = sides.into_iter().find(|(_, px)| !px.is_multiple_of(TOKEN_PX)) {
         return invalid(field, format!("must be a multiple of {TOKEN_PX} with this function's model, got {px}"));
     }
     Ok(())
+}
+
+fn unread(field: &str) -> Result<(), JobError> {
+    invalid(field, "is not read by this function's model: leave it out".into())
 }
 
 fn invalid(field: &str, problem: String) -> Result<(), JobError> {

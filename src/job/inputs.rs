@@ -1,7 +1,7 @@
 //! The files that a job names as its inputs, each by its field.
 
 use super::Job;
-use super::task::{LoraAlphaSource, Task};
+use super::task::{Lora, LoraAlphaSource, Task};
 use super::url::AssetUrl;
 
 impl Job {
@@ -11,12 +11,7 @@ impl Job {
         let mut inputs = Vec::new();
         match &self.task {
             Task::Generate(generate) => {
-                for (index, lora) in generate.loras.iter().enumerate() {
-                    inputs.push((format!("lora[{index}].url"), &lora.url));
-                    if let LoraAlphaSource::Config(url) = &lora.alpha {
-                        inputs.push((format!("lora[{index}].config_url"), url));
-                    }
-                }
+                inputs.extend(of_loras(&generate.loras));
                 for (index, embedding) in generate.embeddings.iter().enumerate() {
                     inputs.push((format!("embeddings[{index}].url"), &embedding.url));
                 }
@@ -39,10 +34,22 @@ impl Job {
                 inputs.extend(tryon.mask.as_ref().map(|mask| ("mask".to_owned(), mask)));
             }
             Task::Edit(edit) => {
+                inputs.extend(of_loras(&edit.loras));
                 let images = edit.images.get().iter().enumerate();
                 inputs.extend(images.map(|(index, image)| (format!("images[{index}]"), image)));
             }
         }
         inputs
     }
+}
+
+/// Each with the file that says its alpha, where the job names one.
+fn of_loras(loras: &[Lora]) -> impl Iterator<Item = (String, &AssetUrl)> {
+    loras.iter().enumerate().flat_map(|(index, lora)| {
+        let config = match &lora.alpha {
+            LoraAlphaSource::Config(url) => Some((format!("lora[{index}].config_url"), url)),
+            LoraAlphaSource::File | LoraAlphaSource::Given(_) => None,
+        };
+        [(format!("lora[{index}].url"), &lora.url)].into_iter().chain(config)
+    })
 }

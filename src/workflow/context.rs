@@ -100,8 +100,7 @@ pub enum Inputs<'job> {
 pub enum Fetched<'job> {
     Generate(&'job Generate, GenerateInputs<StartFiles, PathBuf, PathBuf>),
     TryOn(&'job TryOn, TryOnFiles),
-    /// 1 to 3 files.
-    Edit(&'job Edit, Vec<PathBuf>),
+    Edit(&'job Edit, EditFiles),
 }
 
 /// Images that are opened and as large as they are to be, next to the task that they are for.
@@ -139,6 +138,14 @@ pub struct TryOnFiles {
     pub mask: Option<PathBuf>,
 }
 
+/// The downloaded files of an edit.
+#[derive(Debug, Clone)]
+pub struct EditFiles {
+    pub loras: Vec<LoraFile>,
+    /// 1 to 3.
+    pub images: Vec<PathBuf>,
+}
+
 /// The downloaded files that a generation starts from.
 #[derive(Debug, Clone)]
 pub struct StartFiles {
@@ -155,8 +162,9 @@ pub struct TryOnInputs {
     pub mask: Option<GrayImage>,
 }
 
-/// The images of an edit as they were sent, and the size of the result.
+/// What an edit is given besides its text: the images as they were sent, and the size of the result.
 pub struct EditInputs {
+    pub loras: Vec<LoraFile>,
     pub images: Vec<RgbImage>,
     /// Multiples of 16.
     pub width_px: u32,

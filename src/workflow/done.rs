@@ -13,7 +13,7 @@ pub(super) fn log_done(job: &Job, record: &Record, replayed: bool, timings_ms: &
         Task::Edit(edit) => {
             let image = record.images.first();
             let size = image.map(|image| format!("{}x{}", image.width_px, image.height_px));
-            (&[][..], edit.seed, edit.steps, size.unwrap_or_default())
+            (&edit.loras[..], edit.seed, edit.steps, size.unwrap_or_default())
         }
     };
     let loras: Vec<String> = loras.iter().map(|lora| lora.url.to_string()).collect();

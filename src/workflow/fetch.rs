@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::task;
 
-use super::context::{Fetched, GenerateInputs, InputImage, Inputs, JobContext, StartFiles, TryOnFiles};
+use super::context::{EditFiles, Fetched, GenerateInputs, InputImage, Inputs, JobContext, StartFiles, TryOnFiles};
 use super::{Step, StepName};
 use crate::content_credentials::manifest::Role;
 use crate::job::Job;
@@ -42,12 +42,13 @@ impl Step for Fetch {
             Task::Generate(generate) => Fetched::Generate(generate, self.generate(context, generate).await?),
             Task::TryOn(tryon) => Fetched::TryOn(tryon, self.tryon(context, tryon).await?),
             Task::Edit(edit) => {
+                let loras = self.loras(context, &edit.loras).await?;
                 let mut images = Vec::with_capacity(edit.images.get().len());
                 for (index, image) in edit.images.get().iter().enumerate() {
                     let role = if index == 0 { Role::Parent } else { Role::Component };
                     images.push(self.fetch_image(context, image, &format!("images[{index}]"), role).await?);
                 }
-                Fetched::Edit(edit, images)
+                Fetched::Edit(edit, EditFiles { loras, images })
             }
         });
         Ok(())
@@ -60,12 +61,7 @@ impl Fetch {
         context: &mut JobContext<'_>,
         generate: &Generate,
     ) -> Result<GenerateInputs<StartFiles, PathBuf, PathBuf>, JobError> {
-        let mut loras = Vec::with_capacity(generate.loras.len());
-        for (index, lora) in generate.loras.iter().enumerate() {
-            let path = self.fetch(context, (&lora.url, InputKind::Weights), &format!("lora[{index}].url")).await?;
-            let alpha = self.alpha(context, lora, &path, index).await?;
-            loras.push(LoraFile { path, scale: lora.scale.get(), alpha });
-        }
+        let loras = self.loras(context, &generate.loras).await?;
         let mut embeddings = Vec::with_capacity(generate.embeddings.len());
         for (index, embedding) in generate.embeddings.iter().enumerate() {
             let path = self.fetch(context, (&embedding.url, InputKind::Weights), &format!("embeddings[{index}].url")).await?;
@@ -97,6 +93,16 @@ impl Fetch {
             image_prompts.push(images);
         }
         Ok(GenerateInputs { loras, embeddings, start, controls, image_prompts })
+    }
+
+    async fn loras(&self, context: &mut JobContext<'_>, loras: &[Lora]) -> Result<Vec<LoraFile>, JobError> {
+        let mut files = Vec::with_capacity(loras.len());
+        for (index, lora) in loras.iter().enumerate() {
+            let path = self.fetch(context, (&lora.url, InputKind::Weights), &format!("lora[{index}].url")).await?;
+            let alpha = self.alpha(context, lora, &path, index).await?;
+            files.push(LoraFile { path, scale: lora.scale.get(), alpha });
+        }
+        Ok(files)
     }
 
     async fn tryon(&self, context: &mut JobContext<'_>, tryon: &TryOn) -> Result<TryOnFiles, JobError> {

@@ -163,6 +163,9 @@ fn edit_parameters(job: &Job, task: &Edit, image: &Image) -> Vec<(&'static str, 
         "height": image.height_px / factor,
         "seed": image.seed,
     });
+    if !task.loras.is_empty() {
+        ours["lora"] = task.loras.iter().map(described_lora).collect();
+    }
     if let Some(step_cache) = task.step_cache {
         ours["step_cache"] = json!(step_cache);
     }

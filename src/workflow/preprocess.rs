@@ -7,7 +7,8 @@ use image::{Rgb, RgbImage};
 use serde::Deserialize;
 
 use super::context::{
-    ControlImage, Decoded, EditInputs, Fetched, GenerateInputs, Inputs, JobContext, StartFiles, TryOnFiles, TryOnInputs,
+    ControlImage, Decoded, EditFiles, EditInputs, Fetched, GenerateInputs, Inputs, JobContext, StartFiles, TryOnFiles,
+    TryOnInputs,
 };
 use super::opening::{Alpha, Opening, grey};
 use super::{Step, StepName};
@@ -83,7 +84,7 @@ impl Step for PreprocessStep {
             }
             Fetched::Edit(edit, files) => {
                 let Edit { width, height, .. } = *edit;
-                Decoded::Edit(edit, opened(move || settings.edit(&files, width, height)).await?)
+                Decoded::Edit(edit, opened(move || settings.edit(files, width, height)).await?)
             }
         });
         Ok(())
@@ -163,7 +164,8 @@ impl Preprocess {
     }
 
     /// Opens the images of an edit. The engine brings each to the sizes in which the model looks at it.
-    fn edit(self, files: &[PathBuf], width: Option<EditSidePx>, height: Option<EditSidePx>) -> Result<EditInputs, JobError> {
+    fn edit(self, files: EditFiles, width: Option<EditSidePx>, height: Option<EditSidePx>) -> Result<EditInputs, JobError> {
+        let EditFiles { loras, images: files } = files;
         let mut opened = Together::new(self);
         let images = files.iter().enumerate().map(|(index, path)| opened.image(path, &format!("images[{index}]")));
         let images: Vec<RgbImage> = images.collect::<Result<_, _>>()?;
@@ -174,7 +176,7 @@ impl Preprocess {
         };
         let width_px = width.map_or(fitted_width, EditSidePx::get);
         let height_px = height.map_or(fitted_height, EditSidePx::get);
-        Ok(EditInputs { images, width_px, height_px })
+        Ok(EditInputs { loras, images, width_px, height_px })
     }
 
     /// (width, height) of what is generated.
@@ -309,7 +311,8 @@ mod tests {
             matches!(&error, JobError::Input { field, problem, .. } if field == "ip_adapters[1].images[0]" && problem.starts_with(says)),
             "{error}"
         );
-        let error = fewer.edit(&[file.clone(), file.clone(), file], None, None).map(drop).expect_err("refused");
+        let error =
+            fewer.edit(EditFiles { loras: Vec::new(), images: vec![file; 3] }, None, None).map(drop).expect_err("refused");
         assert!(matches!(&error, JobError::Input { field, .. } if field == "images[2]"), "{error}");
     }
 

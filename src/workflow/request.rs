@@ -121,11 +121,12 @@ fn seeds(first: Seed, count: ImageCount) -> Vec<u64> {
     (0..u64::from(count.get())).map(|image| first.get() + image).collect()
 }
 
-fn edit(edit: &Edit, EditInputs { images, width_px, height_px }: &EditInputs) -> EditRequest {
+fn edit(edit: &Edit, EditInputs { loras, images, width_px, height_px }: &EditInputs) -> EditRequest {
     EditRequest {
         images: images.clone(),
         prompt: edit.prompt.as_str().to_owned(),
         negative_prompt: edit.negative_prompt.as_str().to_owned(),
+        loras: loras.clone(),
         steps: edit.steps.get(),
         guidance_scale: edit.guidance_scale.get(),
         mode: edit.mode.map(|mode| mode.as_str().to_owned()),
@@ -145,6 +146,7 @@ fn tryon(tryon: &TryOn, TryOnInputs { person, garments, mask }: &TryOnInputs) ->
         images,
         prompt: own.map_or_else(|| default_instruction(garments.len()), str::to_owned),
         negative_prompt: tryon.negative_prompt.as_str().to_owned(),
+        loras: Vec::new(),
         steps: tryon.steps.get(),
         guidance_scale: tryon.guidance_scale.get(),
         mode: Some(tryon.mode.as_str().to_owned()),

@@ -116,7 +116,9 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     edited["consent"] = worn["consent"].clone();
     edited["step_cache"] = worn["step_cache"].clone();
     edited["upscale"] = worn["upscale"].clone();
-    let (optional, untried) = null_is_nothing(&edited, &[of_consent.as_slice(), &["/prompt", "/images"]].concat());
+    edited["lora"] = json!([{ "url": "s3://bucket/l", "scale": 0.5, "alpha": 4 }]);
+    let (optional, untried) =
+        null_is_nothing(&edited, &[of_consent.as_slice(), &["/prompt", "/images", "/lora/0/url"]].concat());
     assert!(optional > 10 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
     let kept = parse(&with("callback", json!({ "url": null, "metadata": { "a": null, "b": [null] } }))).expect("a job");
     assert_eq!(metadata(&kept), json!({ "a": null, "b": [null] }), "the caller's own nulls are handed back");

@@ -60,6 +60,13 @@ fn every_refusal_of_an_edit_names_its_field_and_what_is_allowed() {
         (edit("guidance_scale", json!(51)), "guidance_scale", "from 0 to 50"),
         (edit("num_images", json!(5)), "num_images", "from 1 to 4"),
         (edit("seed", json!(-2)), "seed", "or -1 for any"),
+        (edit("lora", json!([{ "url": "s3://b/l", "scale": 9 }])), "lora[0].scale", "from -4 to 4"),
+        (
+            edit("lora", json!([{ "url": "s3://b/l", "alpha": 1, "config_url": "s3://b/c" }])),
+            "lora[0].alpha",
+            "say the same twice",
+        ),
+        (edit("lora", json!([[]])), "lora[0]", "must be an object"),
         (edit("task", json!("inpaint")), "task", "must be \"generate\", \"tryon\" or \"edit\", got \"inpaint\""),
         (edit("person", json!("s3://b/p")), "person", "is not a field of this job; allowed are `job_id`, `task`, `prompt`"),
     ];
@@ -89,6 +96,8 @@ fn the_fingerprint_of_an_edit_follows_all_that_decides_the_image() {
         ("width", json!(512)),
         ("height", json!(null)),
         ("num_images", json!(2)),
+        ("lora", json!([{ "url": "s3://b/l" }])),
+        ("lora", json!([{ "url": "s3://b/l", "scale": 0.5 }])),
         ("seed", json!(43)),
         ("seed", json!(-1)),
         ("watermark", json!(null)),

@@ -175,9 +175,9 @@ def drawn(width, height, seed):
 
 
 def cases_of(rng, token, loras):
-    """Two sizes from text, LoRAs, then edits of one image and of two of different sizes, which are no multiples of a token."""
-    cases = []
-    for number, (lora, shown) in enumerate([(None, []), (None, []), (None, []), *((lora, []) for lora in loras), (None, [(77, 70)]), (None, [(64, 90), (99, 65)])]):
+    """Two sizes from text, LoRAs, then edits of one image and of two of different sizes, which are no multiples of a token, and one with a LoRA."""
+    cases, edits = [], [(None, [(77, 70)]), (None, [(64, 90), (99, 65)]), (loras[2], [(80, 66)])]
+    for number, (lora, shown) in enumerate([(None, []), (None, []), (None, []), *((lora, []) for lora in loras), *edits]):
         cases.append({
             "prompt": PROMPTS[number % len(PROMPTS)], "lora": lora, "scale": [1.0, 0.7][number % 2], "steps": [4, 1, 3, 2][number % 4],
             "seeds": [int(rng.integers(0, 2**32)) + n for n in range(1 + number % 2)], "dynamic": number == 2, "images": shown,

@@ -355,22 +355,7 @@ export interface components {
             prompt: string;
             negative_prompt?: string | null;
             model?: string | null;
-            lora?: {
-                /**
-                 * Format: file-address
-                 * @description s3://BUCKET/KEY, or an https:// address without a user name in it.
-                 */
-                url: string;
-                /** @description Without it: 1. */
-                scale?: number | null;
-                /** @description What the matrices are multiplied by, divided by their rank; for a file that does not say it. Not with config_url. */
-                alpha?: number | null;
-                /**
-                 * Format: file-address
-                 * @description PEFT's adapter_config.json, for a file of its save_pretrained; without it the one next to the file is tried (s3://, or an https:// URL without a query).
-                 */
-                config_url?: string | null;
-            }[] | null;
+            lora?: components["schemas"]["Lora"][] | null;
             embeddings?: {
                 /**
                  * Format: file-address
@@ -546,6 +531,8 @@ export interface components {
             images: string[];
             negative_prompt?: string | null;
             model?: string | null;
+            /** @description Only with a model that takes LoRAs in edits: FLUX.2 klein. */
+            lora?: components["schemas"]["Lora"][] | null;
             /** @enum {unknown} */
             mode?: "fp8" | "lora" | "base" | null;
             steps?: number | null;
@@ -720,6 +707,22 @@ export interface components {
             classes?: string[] | null;
             /** @description By how many pixels of the result the mask is wider than what was found. Without it: a hundredth of the shorter side. */
             dilate_px?: number | null;
+        };
+        Lora: {
+            /**
+             * Format: file-address
+             * @description s3://BUCKET/KEY, or an https:// address without a user name in it.
+             */
+            url: string;
+            /** @description Without it: 1. */
+            scale?: number | null;
+            /** @description What the matrices are multiplied by, divided by their rank; for a file that does not say it. Not with config_url. */
+            alpha?: number | null;
+            /**
+             * Format: file-address
+             * @description PEFT's adapter_config.json, for a file of its save_pretrained; without it the one next to the file is tried (s3://, or an https:// URL without a query).
+             */
+            config_url?: string | null;
         };
         /** @description The images are enlarged after they were generated, by one of the model's upscalers, before they are looked at, marked and signed. */
         Upscale: {
@@ -1115,6 +1118,7 @@ export type InferForm = components['schemas']['InferForm'];
 export type InferFormJson = components['schemas']['InferFormJson'];
 export type TryOnConfig = components['schemas']['TryOnConfig'];
 export type AutoMask = components['schemas']['AutoMask'];
+export type Lora = components['schemas']['Lora'];
 export type Upscale = components['schemas']['Upscale'];
 export type Watermark = components['schemas']['Watermark'];
 export type Output = components['schemas']['Output'];

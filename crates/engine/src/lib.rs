@@ -128,6 +128,8 @@ pub struct EditRequest {
     pub images: Vec<RgbImage>,
     pub prompt: String,
     pub negative_prompt: String,
+    /// Merged one after the other, in this order.
+    pub loras: Vec<LoraFile>,
     pub steps: u32,
     /// True guidance, with a second look at every step, above 1.
     pub guidance_scale: f64,
@@ -186,9 +188,7 @@ impl GenerateRequest {
             && self.sampling == other.sampling
             && self.mode == other.mode
             && self.guidance_scale.total_cmp(&other.guidance_scale).is_eq()
-            && self.loras == other.loras
-            && self.start == other.start
-            && self.controls == other.controls
+            && (&self.loras, &self.start, &self.controls) == (&other.loras, &other.start, &other.controls)
             && ImagePrompt::all_agree(&self.image_prompts, &other.image_prompts)
     }
 }

@@ -19,6 +19,12 @@ pub(super) fn fields() -> impl Iterator<Item = &'static str> {
     TEXTS.into_iter().chain(NUMBERS).chain(IMAGE)
 }
 
+/// What a caller of a form calls its images, next to the fields of the wire form.
+pub(super) fn names(count: usize) -> Vec<(&'static str, String)> {
+    let places = PLACES.iter().enumerate().take(count);
+    places.map(|(n, place)| (*place, if count == 1 { "image".to_owned() } else { format!("image[{n}]") })).collect()
+}
+
 /// # Errors
 /// Names the field that is missing.
 pub(super) fn into_draft(texts: Map<String, Value>, images: Vec<(&'static str, Bytes)>) -> Result<Draft, Problem> {
@@ -38,10 +44,7 @@ pub(super) fn into_draft(texts: Map<String, Value>, images: Vec<(&'static str, B
         message.insert(name, value);
     }
     message.insert("images".into(), vec![Value::Null; images.len()].into());
-    let alone = images.len() == 1;
-    let names = PLACES.iter().enumerate().take(images.len());
-    let names = names.map(|(n, place)| (*place, if alone { "image".to_owned() } else { format!("image[{n}]") }));
-    let names = names.collect();
+    let names = names(images.len());
     let images = images.into_iter().enumerate().map(|(n, (_, file))| (Place::Image(n), file)).collect();
     Ok(Draft { message, callback: None, images, names })
 }

@@ -3,10 +3,12 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::loras::{self, LoraBody, loras};
 use super::seed::SeedChoice;
 use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, UpscaleBody, WatermarkBody, field};
 use crate::job::JobId;
 use crate::job::consent::Consent;
+use crate::job::outcome::JobError;
 use crate::job::task::edit::{Edit, EditImages};
 use crate::job::task::sampling::StepCache;
 use crate::job::task::tryon::Mode;
@@ -25,6 +27,8 @@ pub(super) struct Body {
     #[serde(default, deserialize_with = "field::or_default")]
     negative_prompt: Prompt,
     model: Option<ModelName>,
+    #[serde(default, deserialize_with = "loras")]
+    lora: Vec<LoraBody>,
     #[serde(default, deserialize_with = "field::mode")]
     mode: Option<Mode>,
     steps: Option<StepCount>,
@@ -45,13 +49,16 @@ pub(super) struct Body {
 }
 
 impl Body {
-    pub(super) fn read(self, defaults: &Defaults) -> Read {
+    /// # Errors
+    /// [`JobError::Invalid`] of a LoRA that says its alpha twice.
+    pub(super) fn read(self, defaults: &Defaults) -> Result<Read, JobError> {
         let mode = self.mode.or_else(|| (!defaults.edits_without_modes).then_some(defaults.tryon.mode));
         let mut edit = Edit {
             model: self.model.unwrap_or_else(|| defaults.model.clone()),
             images: self.images,
             prompt: self.prompt,
             negative_prompt: self.negative_prompt,
+            loras: loras::read(self.lora)?,
             mode,
             steps: self.steps.unwrap_or_else(|| mode.map_or(defaults.steps, |mode| defaults.tryon.steps_in(mode))),
             guidance_scale: self
@@ -74,7 +81,7 @@ impl Body {
             callback: self.callback,
             tenant: self.tenant,
         };
-        Read { common, task: Task::Edit(edit), canonical }
+        Ok(Read { common, task: Task::Edit(edit), canonical })
     }
 }
 
@@ -94,7 +101,10 @@ fn canonical(task: TaskName, edit: &Edit) -> Value {
         "num_images": edit.num_images,
         "seed": edit.seed,
     });
-    // It came later: the fingerprint of older jobs must stay what it was.
+    // These came later: the fingerprint of older jobs must stay what it was.
+    if !edit.loras.is_empty() {
+        canonical["lora"] = edit.loras.iter().map(loras::canonical).collect();
+    }
     if let Some(step_cache) = edit.step_cache {
         canonical["step_cache"] = json!(step_cache);
     }

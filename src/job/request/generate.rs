@@ -1,11 +1,12 @@
 //! The body of task `generate`, and what it gets that leaves a field out.
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::controls::{self, ControlBody, controls};
 use super::field::ImageBody;
 use super::ip_adapters::{self, IpAdapterBody, ip_adapters};
+use super::loras::{self, LoraBody, at_most_eight, loras};
 use super::seed::SeedChoice;
 use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, UpscaleBody, WatermarkBody, field};
 use crate::job::JobId;
@@ -18,10 +19,7 @@ use crate::job::task::sampling::{
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
 use crate::job::task::tryon::Mode;
-use crate::job::task::{
-    Generate, GuidanceScale, ImageCount, Lora, LoraAlpha, LoraAlphaSource, LoraScale, ModelName, Prompt, Seed, SidePx, Size,
-    StepCount, Strength, Task,
-};
+use crate::job::task::{Generate, GuidanceScale, ImageCount, ModelName, Prompt, Seed, SidePx, Size, StepCount, Strength, Task};
 use crate::job::url::AssetUrl;
 
 #[derive(Deserialize)]
@@ -78,30 +76,6 @@ pub(super) struct Body {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LoraBody {
-    url: AssetUrl,
-    scale: Option<LoraScale>,
-    alpha: Option<LoraAlpha>,
-    config_url: Option<AssetUrl>,
-}
-
-impl LoraBody {
-    fn read(self, index: usize) -> Result<Lora, JobError> {
-        let alpha = match (self.alpha, self.config_url) {
-            (None, None) => LoraAlphaSource::File,
-            (Some(alpha), None) => LoraAlphaSource::Given(alpha),
-            (None, Some(url)) => LoraAlphaSource::Config(url),
-            (Some(_), Some(_)) => {
-                let problem = "and config_url say the same twice: give one of them".into();
-                return Err(JobError::Invalid { field: format!("lora[{index}].alpha"), problem });
-            }
-        };
-        Ok(Lora { url: self.url, scale: self.scale.unwrap_or_else(LoraScale::one), alpha })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct EmbeddingBody {
     url: AssetUrl,
     token: EmbeddingToken,
@@ -130,7 +104,7 @@ impl Body {
         let steps = steps(self.steps, default_steps, &sampling)?;
         check_sampling(&sampling, scheduler, self.init_image.is_some())?;
         let start = start(self.init_image, self.strength, self.mask_image, steps)?;
-        let loras = self.lora.into_iter().enumerate().map(|(index, lora)| lora.read(index)).collect::<Result<_, _>>()?;
+        let loras = loras::read(self.lora)?;
         let controls = self.controlnets.into_iter().enumerate().map(|(index, control)| control.read(index));
         let mut generate = Generate {
             model: self.model.unwrap_or_else(|| defaults.model.clone()),
@@ -255,7 +229,7 @@ fn start(
 
 /// Everything that decides the images before they are signed and stored.
 fn canonical(task: TaskName, generate: &Generate) -> Value {
-    let loras: Vec<Value> = generate.loras.iter().map(canonical_lora).collect();
+    let loras: Vec<Value> = generate.loras.iter().map(loras::canonical).collect();
     let mut canonical = json!({
         "task": task,
         "model": generate.model,
@@ -293,26 +267,6 @@ fn canonical(task: TaskName, generate: &Generate) -> Value {
     canonical
 }
 
-/// What came later is there only where it is used, as above.
-fn canonical_lora(lora: &Lora) -> Value {
-    let url = lora.url.identity();
-    let scale = lora.scale.get();
-    match &lora.alpha {
-        LoraAlphaSource::File => json!([url, scale]),
-        LoraAlphaSource::Given(alpha) => json!([url, scale, { "alpha": alpha }]),
-        LoraAlphaSource::Config(config) => json!([url, scale, { "config_url": config.identity() }]),
-    }
-}
-
-fn loras<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LoraBody>, D::Error> {
-    at_most_eight(field::or_default(deserializer)?)
-}
-
 fn embeddings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EmbeddingBody>, D::Error> {
     at_most_eight(field::or_default(deserializer)?)
-}
-
-fn at_most_eight<T, E: de::Error>(files: Vec<T>) -> Result<Vec<T>, E> {
-    const MAX: usize = 8;
-    if files.len() <= MAX { Ok(files) } else { Err(E::custom(format!("must be at most {MAX}, got {}", files.len()))) }
 }

@@ -8,6 +8,7 @@ pub mod envelope;
 mod field;
 mod generate;
 mod ip_adapters;
+mod loras;
 mod seed;
 pub mod tryon;
 pub mod weight;
@@ -167,7 +168,7 @@ fn read(value: &Value, defaults: &Defaults) -> Result<Read, JobError> {
     match task {
         TaskName::Generate => body::<generate::Body>(value)?.read(defaults),
         TaskName::TryOn => body::<tryon::Body>(value)?.read(&defaults.tryon),
-        TaskName::Edit => body::<edit::Body>(value).map(|body| body.read(defaults)),
+        TaskName::Edit => body::<edit::Body>(value)?.read(defaults),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::sampling::StepCache;
 use super::tryon::Mode;
-use super::{EditSidePx, GuidanceScale, ImageCount, ModelName, Prompt, Seed, StepCount};
+use super::{EditSidePx, GuidanceScale, ImageCount, Lora, ModelName, Prompt, Seed, StepCount};
 use crate::job::url::AssetUrl;
 
 /// Images and a text to an image of what the text says.
@@ -13,6 +13,8 @@ pub struct Edit {
     pub images: EditImages,
     pub prompt: Prompt,
     pub negative_prompt: Prompt,
+    /// Merged one after the other, in this order.
+    pub loras: Vec<Lora>,
     /// Of a model that has several.
     pub mode: Option<Mode>,
     pub steps: StepCount,

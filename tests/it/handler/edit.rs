@@ -3,6 +3,7 @@
 use atelier::config::Workflow;
 use atelier::job::capabilities::Capabilities;
 use atelier::job::task::tryon::Mode;
+use atelier_engine::AlphaSource;
 use image::RgbImage;
 use serde_json::{Value, json};
 
@@ -69,6 +70,7 @@ async fn what_is_wrong_is_said_once_and_nothing_is_generated() {
         (edit("gone", &["missing"], json!({})), "images[0]", ""),
         (edit("mode", &["wide"], json!({ "mode": "base" })), "mode", "must be fp8, what this function has the weights of"),
         (edit("model", &["wide"], json!({ "model": "other" })), "model", "the model this function serves"),
+        (edit("lora", &["wide"], json!({ "lora": [{ "url": "s3://b/l" }] })), "lora", "is not read by this function's model"),
         (tryon, "task", "this function serves sd15, which does tryon and edit and not generate"),
     ];
     for (body, field, says) in cases {
@@ -111,7 +113,6 @@ async fn a_model_without_modes_does_edits_in_the_size_of_the_first_image() {
         ),
         (edit("guided", &["wide"], json!({ "guidance_scale": 4 })), "guidance_scale", "must be at most 1"),
         (edit("own", &["wide"], json!({})), "guidance_scale", "must be at most 1"),
-        (edit("lora", &["wide"], json!({ "lora": [] })), "lora", "is not a field of this job"),
         (
             edit("cache", &["wide"], json!({ "step_cache": { "interval": 2 }, "guidance_scale": 1 })),
             "step_cache",
@@ -130,8 +131,17 @@ async fn a_model_without_modes_does_edits_in_the_size_of_the_first_image() {
         assert_eq!(((request.width_px, request.height_px), request.mode, request.steps), (size, None, 4), "{id}");
         assert!(stage.backend.terminal().await.path.ends_with("/complete"));
     }
+    std::fs::write(stage.bucket.path("images").join("snow.safetensors"), "weights").unwrap();
+    let lora =
+        json!([{ "url": format!("s3://{}/images/snow.safetensors", atelier::demo::local::BUCKET), "scale": 0.5, "alpha": 2 }]);
+    let with_lora = edit("with_lora", &["wide"], json!({ "steps": 4, "guidance_scale": 1, "lora": lora }));
+    assert_eq!(stage.handle(one(with_lora, 1)).await, Ok(brought_back(&[])));
+    assert!(stage.backend.terminal().await.path.ends_with("/complete"));
+    let loras = stage.edits().pop().expect("generated").loras;
+    assert_eq!(loras.len(), 1);
+    assert!((loras[0].scale - 0.5).abs() < f64::EPSILON && loras[0].alpha == AlphaSource::Given(2.0), "{loras:?}");
     let text = json!({ "job_id": "text", "prompt": "a mug", "model": "sd15", "guidance_scale": 1, "scheduler": "euler" });
     assert_eq!(stage.handle(one(text, 1)).await, Ok(brought_back(&[])));
     assert!(stage.backend.terminal().await.path.ends_with("/complete"));
-    assert_eq!(stage.generated(), 3);
+    assert_eq!(stage.generated(), 4);
 }

@@ -8,29 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypeAliasType
 
 
-class Lora(BaseModel):
-    model_config = ConfigDict(
-        extra='forbid',
-        populate_by_name=True,
-    )
-    url: str
-    """
-    s3://BUCKET/KEY, or an https:// address without a user name in it.
-    """
-    scale: Annotated[float | None, Field(ge=-4.0, le=4.0)] = None
-    """
-    Without it: 1.
-    """
-    alpha: Annotated[float | None, Field(gt=0.0, le=65536.0)] = None
-    """
-    What the matrices are multiplied by, divided by their rank; for a file that does not say it. Not with config_url.
-    """
-    config_url: str | None = None
-    """
-    PEFT's adapter_config.json, for a file of its save_pretrained; without it the one next to the file is tried (s3://, or an https:// URL without a query).
-    """
-
-
 class TextualInversion(BaseModel):
     model_config = ConfigDict(
         extra='forbid',
@@ -218,6 +195,29 @@ class AutoMask(BaseModel):
     dilate_px: Annotated[int | None, Field(ge=0, le=256)] = None
     """
     By how many pixels of the result the mask is wider than what was found. Without it: a hundredth of the shorter side.
+    """
+
+
+class Lora(BaseModel):
+    model_config = ConfigDict(
+        extra='forbid',
+        populate_by_name=True,
+    )
+    url: str
+    """
+    s3://BUCKET/KEY, or an https:// address without a user name in it.
+    """
+    scale: Annotated[float | None, Field(ge=-4.0, le=4.0)] = None
+    """
+    Without it: 1.
+    """
+    alpha: Annotated[float | None, Field(gt=0.0, le=65536.0)] = None
+    """
+    What the matrices are multiplied by, divided by their rank; for a file that does not say it. Not with config_url.
+    """
+    config_url: str | None = None
+    """
+    PEFT's adapter_config.json, for a file of its save_pretrained; without it the one next to the file is tried (s3://, or an https:// URL without a query).
     """
 
 
@@ -838,6 +838,10 @@ class Edit(BaseModel):
     images: Annotated[list[str], Field(max_length=3, min_length=1)]
     negative_prompt: Annotated[str | None, Field(max_length=2000)] = None
     model: Annotated[str | None, Field(pattern='^[a-z0-9_-][a-z0-9._-]{0,63}$')] = None
+    lora: Annotated[list[Lora] | None, Field(max_length=8)] = None
+    """
+    Only with a model that takes LoRAs in edits: FLUX.2 klein.
+    """
     mode: Literal['fp8', 'lora', 'base'] | None = None
     steps: Annotated[int | None, Field(ge=1, le=200)] = None
     guidance_scale: Annotated[float | None, Field(ge=0.0, le=50.0)] = None

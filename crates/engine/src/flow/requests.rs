@@ -47,7 +47,7 @@ pub(super) fn readable<F: Family>(request: &Request) -> Result<Wanted<'_>, Engin
             let wanted = Wanted {
                 prompt: &request.prompt,
                 images: &request.images,
-                loras: &[],
+                loras: &request.loras,
                 start: None,
                 steps: request.steps,
                 step_cache: request.step_cache,

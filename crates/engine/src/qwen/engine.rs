@@ -115,6 +115,9 @@ impl QwenEngine {
     }
 
     fn attempt(&mut self, request: &EditRequest, watch: &Watch) -> Generated {
+        if !request.loras.is_empty() {
+            return Err(EngineError::Request { field: "lora", problem: "is not read by this model: leave it out".into() });
+        }
         let asked = request.mode.as_deref();
         let place = self.modes.iter().position(|(mode, _)| asked.is_none_or(|asked| mode == asked));
         let place = place.ok_or_else(|| self.not_loaded(asked.unwrap_or("none")))?;
@@ -161,11 +164,12 @@ impl QwenEngine {
 
 /// A request from text alone is an edit of no images.
 fn text_as_edit(request: &GenerateRequest) -> Result<EditRequest, EngineError> {
-    check_fields(request)?;
+    check_unread(request, false)?;
     Ok(EditRequest {
         images: Vec::new(),
         prompt: request.prompt.clone(),
         negative_prompt: request.negative_prompt.clone(),
+        loras: request.loras.clone(),
         steps: request.steps,
         guidance_scale: request.guidance_scale,
         mode: request.mode.clone(),
@@ -178,15 +182,6 @@ fn text_as_edit(request: &GenerateRequest) -> Result<EditRequest, EngineError> {
 
 fn condition_px(settings: &Settings) -> Option<u32> {
     Some(settings.areas.condition_px).filter(|_| settings.pipeline == Pipeline::Edit)
-}
-
-/// Refuses what a UNet would read: nothing that a request asks for is left out in silence.
-fn check_fields(request: &GenerateRequest) -> Result<(), EngineError> {
-    check_unread(request, false)?;
-    if request.loras.is_empty() {
-        return Ok(());
-    }
-    Err(EngineError::Request { field: "lora", problem: "is not read by this model: leave it out".into() })
 }
 
 fn words_of(encoder: &mut TextEncoder, request: &EditRequest) -> Result<TextConditioning, EngineError> {
@@ -208,6 +203,7 @@ impl Engine for QwenEngine {
                 images,
                 prompt: "warm-up".into(),
                 negative_prompt: String::new(),
+                loras: Vec::new(),
                 steps: 1,
                 guidance_scale: 1.0,
                 mode: Some(mode),

@@ -1,4 +1,4 @@
-//! The form of `/v1/images/edits`: an image, and a mask whose transparent part is generated anew.
+//! The form of `/v1/images/edits`: an image, and a mask whose transparent part is generated anew; or the images that a model is shown.
 
 use std::io::Cursor;
 
@@ -8,9 +8,11 @@ use image::{GrayImage, ImageFormat, Luma};
 use serde_json::{Map, Value};
 
 use super::super::draft::Place;
+use super::super::edit_form;
 use super::super::form;
 use super::super::problem::Problem;
 use super::super::{Settings, inputs};
+use super::parameters::ImageUse;
 use crate::image_file;
 use crate::shown;
 
@@ -29,10 +31,10 @@ pub(super) struct Form {
 /// A form whose images were looked at.
 pub(super) struct Edit {
     pub(super) given: Map<String, Value>,
-    /// What the job starts from, and its mask where it has one.
+    /// What the job starts from, and its mask where it has one; or what it is shown.
     pub(super) images: Vec<(Place, Bytes)>,
-    /// Width and height of the image, upright.
-    pub(super) size_px: (u32, u32),
+    /// Width and height of the image that it starts from, upright.
+    pub(super) size_px: Option<(u32, u32)>,
 }
 
 /// Reads the form to its end, also when it is to be refused: a caller who is cut off while sending does not read why.
@@ -72,9 +74,17 @@ fn value(name: &str, text: String) -> Value {
 }
 
 impl Form {
+    /// The parameters beside the images.
+    pub(super) fn given(&self) -> &Map<String, Value> {
+        &self.given
+    }
+
     /// # Errors
-    /// What is wrong with the images, or their number.
-    pub(super) async fn checked(self, settings: &Settings) -> Result<Edit, Problem> {
+    /// What is wrong with the images, or their number. Those that are shown are not looked at yet.
+    pub(super) async fn checked(self, image_use: ImageUse, settings: &Settings) -> Result<Edit, Problem> {
+        if image_use == ImageUse::Shown {
+            return self.shown();
+        }
         let Self { given, mut images, mask } = self;
         if images.len() > 1 {
             let problem = format!("must be one image for this model, got {}", images.len());
@@ -89,9 +99,24 @@ impl Form {
             if let Some(mask) = mask {
                 images.push((Place::InitMask, white_where_transparent(&mask, size_px, max_pixels)?));
             }
-            Ok(Edit { given, images, size_px })
+            Ok(Edit { given, images, size_px: Some(size_px) })
         });
         looking.await
+    }
+
+    fn shown(self) -> Result<Edit, Problem> {
+        let Self { given, images, mask } = self;
+        if mask.is_some() {
+            let problem = "is not read by this model: say in the prompt what is to be changed, and leave it out";
+            return Err(Problem::invalid("mask", problem));
+        }
+        let count = images.len();
+        if !(1..=edit_form::MAX_IMAGES).contains(&count) {
+            let problem = format!("must be 1 to {} images for this model, got {count}", edit_form::MAX_IMAGES);
+            return Err(Problem::invalid("image", problem));
+        }
+        let images = images.into_iter().enumerate().map(|(n, file)| (Place::Image(n), file)).collect();
+        Ok(Edit { given, images, size_px: None })
     }
 }
 

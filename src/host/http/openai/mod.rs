@@ -1,6 +1,7 @@
 //! OpenAI's images API, so that its clients work unchanged: `/v1/images/generations`, `/v1/images/edits`, `/v1/models`.
 //!
-//! - A request becomes a job of task `generate` that runs on this host, as for `/infer`: same checks, record and webhooks.
+//! - A request becomes a job of task `generate` that runs on this host, as for `/infer`: same checks, record and webhooks. Of a model that is shown images
+//!   and starts from none, an edit is a job of task `edit`.
 //! - Fields that this function has no use for are ignored, since clients send many; one that it knows and cannot do is refused.
 //! - Errors have OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`.
 
@@ -23,7 +24,7 @@ use serde_json::{Map, Value, json};
 pub(super) use self::errors::in_openai_shape;
 use self::parameters::Endpoint;
 use super::body::{self, Kind};
-use super::draft::Draft;
+use super::draft::{Draft, Place};
 use super::problem::Problem;
 use super::submission::{self, Admitted, Origin};
 use super::{Http, ModelInfo, auth, infer};
@@ -57,8 +58,11 @@ async fn edit(State(http): State<Arc<Http>>, request: Request) -> Result<Respons
     let Admitted { request, origin, .. } = submission::admit(&http, request, &[Kind::Form], |_| limit_bytes).await?;
     let multipart = body::multipart(request, limit_bytes).await?;
     let form = body::in_time(&http.settings, edits::read(multipart, &http.settings)).await?;
-    let edits::Edit { mut given, images, size_px } = form.checked(&http.settings).await?;
-    parameters::size_of_image(&mut given, size_px, &http);
+    let image_use = parameters::image_use(form.given(), &http);
+    let edits::Edit { mut given, images, size_px } = form.checked(image_use, &http.settings).await?;
+    if let Some(size_px) = size_px {
+        parameters::size_of_image(&mut given, size_px, &http);
+    }
     run(http, Endpoint::Edits, given, images, origin).await
 }
 
@@ -67,11 +71,16 @@ async fn run(
     http: Arc<Http>,
     endpoint: Endpoint,
     given: Map<String, Value>,
-    images: Vec<(super::draft::Place, bytes::Bytes)>,
+    images: Vec<(Place, bytes::Bytes)>,
     origin: Origin,
 ) -> Result<Response, Problem> {
     let (draft, wanted) = parameters::read(endpoint, given, origin.key.as_ref(), &http)?;
-    let submission = submission::from_draft(&http, Draft { images, ..draft }, origin).await?;
+    let mut draft = Draft { images, ..draft };
+    let shown = draft.images.iter().filter(|(place, _)| matches!(place, Place::Image(_))).count();
+    if shown > 0 {
+        parameters::as_edit(&mut draft, shown, &http);
+    }
+    let submission = submission::from_draft(&http, draft, origin).await?;
     let running = infer::begin(&http, submission).await?;
     let id = running.id.clone();
     let answered =

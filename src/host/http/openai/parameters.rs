@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::super::Http;
 use super::super::draft::Draft;
+use super::super::edit_form;
 use super::super::idempotency::Key;
 use super::super::problem::Problem;
 use crate::job::request::Defaults;
@@ -193,7 +194,7 @@ pub(super) fn read(
 
 /// Of the model that the request is for.
 fn defaults<'a>(given: &Map<String, Value>, http: &'a Http) -> &'a Defaults {
-    http.job_service.catalogue.defaults("generate", given.get("model").and_then(Value::as_str))
+    &http.job_service.catalogue.at(place(given, http)).defaults
 }
 
 fn wanted(endpoint: Endpoint, given: &mut Map<String, Value>) -> Result<Wanted, Problem> {
@@ -250,14 +251,41 @@ fn size(given: Option<Value>) -> Result<Option<(u32, u32)>, Problem> {
     })
 }
 
+/// What becomes of the images of an edit, by the model that the request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ImageUse {
+    /// It starts from one, perhaps under a mask: a job of task `generate`.
+    Start,
+    /// They are shown to it next to the prompt: a job of task `edit`.
+    Shown,
+}
+
+pub(super) fn image_use(given: &Map<String, Value>, http: &Http) -> ImageUse {
+    let function = http.functions.at(place(given, http));
+    if function.is_some_and(|function| function.capabilities.is_shown_images()) { ImageUse::Shown } else { ImageUse::Start }
+}
+
+/// Makes `draft` a job of task `edit` over so many images, for the model that [`image_use`] has looked at.
+pub(super) fn as_edit(draft: &mut Draft, images: usize, http: &Http) {
+    let model = &http.job_service.catalogue.at(place(&draft.message, http)).name;
+    draft.message.insert("model".into(), json!(model));
+    draft.message.insert("task".into(), "edit".into());
+    draft.message.insert("images".into(), vec![Value::Null; images].into());
+    draft.names.extend(edit_form::names(images));
+}
+
+/// The place in the catalogue of the model that the request is for.
+fn place(given: &Map<String, Value>, http: &Http) -> usize {
+    http.job_service.catalogue.place_of("generate", given.get("model").and_then(Value::as_str))
+}
+
 /// An edit of size `auto` has its image's shape, with as many pixels as the model's own size has, in sides that the model can have.
 pub(super) fn size_of_image(given: &mut Map<String, Value>, (width, height): (u32, u32), http: &Http) {
     if given.get("size").is_some_and(|size| *size != "auto") {
         return;
     }
-    let catalogue = &http.job_service.catalogue;
-    let place = catalogue.place_of("generate", given.get("model").and_then(Value::as_str));
-    let defaults = &catalogue.at(place).defaults;
+    let place = place(given, http);
+    let defaults = &http.job_service.catalogue.at(place).defaults;
     let function = http.functions.at(place);
     let multiple = function.map_or(SidePx::MULTIPLE_OF, |function| function.capabilities.side_multiple_px().into());
     let pixels = f64::from(defaults.width.get()) * f64::from(defaults.height.get());

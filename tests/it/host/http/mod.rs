@@ -7,6 +7,7 @@ mod infer;
 mod job_events;
 mod jobs;
 mod openai;
+mod openai_edits;
 mod openapi;
 mod openapi_clients;
 mod page;

@@ -2,43 +2,40 @@
 
 use std::sync::Arc;
 
-use atelier::host::Function;
-use atelier::host::functions::Functions;
 use atelier::host::http::{Http, ModelInfo};
 use atelier::host::job_service::{Direct, Ending, Model, ModelStatus};
 use atelier::job::Job;
-use atelier::job::capabilities::Capabilities;
 use atelier::job::request::Defaults;
 use atelier::job::request::catalogue::{Catalogue, Served};
-use atelier::job::segmenter::Segmenter;
 use atelier::job::task::{Generate, ModelName, Task};
-use atelier::job::upscalers::Upscalers;
 use atelier::protocol::report::Preview;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::{DynamicImage, GrayImage, ImageFormat, Rgba, RgbaImage};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use super::tryon::Form;
 use super::{Front, contract, idle, json_of, png, read};
 use crate::servers::DEADLINE;
 
 const GENERATIONS: &str = "/v1/images/generations";
-const EDITS: &str = "/v1/images/edits";
+pub(super) const EDITS: &str = "/v1/images/edits";
 
 async fn next(front: &mut Front) -> Direct {
     tokio::time::timeout(DEADLINE, front.directs.recv()).await.expect("a job comes").unwrap()
 }
 
-fn task(job: &Job) -> &Generate {
+pub(super) fn task(job: &Job) -> &Generate {
     let Task::Generate(generate) = &job.task else { panic!("{:?}", job.task) };
     generate
 }
 
 /// Sends a request, answers for the handler, and gives the job it got and the response.
-async fn run(front: &mut Front, sending: impl Future<Output = reqwest::Result<Response>> + Send + 'static) -> (Job, Response) {
+pub(super) async fn run(
+    front: &mut Front,
+    sending: impl Future<Output = reqwest::Result<Response>> + Send + 'static,
+) -> (Job, Response) {
     let waiting = tokio::spawn(sending);
     let direct = next(front).await;
     let reply = front.reply_of(&direct).await;
@@ -63,7 +60,7 @@ async fn refused(front: &Front, path: &str, body: &Value, status: u16, param: &s
 }
 
 #[track_caller]
-fn assert_says(body: &Value, param: &str, says: &str) {
+pub(super) fn assert_says(body: &Value, param: &str, says: &str) {
     assert_eq!(body["error"]["param"], param, "{body}");
     assert!(body["error"]["message"].as_str().unwrap().contains(says), "{body}");
     let mut members: Vec<&str> = body["error"].as_object().unwrap().keys().map(String::as_str).collect();
@@ -205,18 +202,18 @@ async fn a_request_goes_to_the_model_it_names_or_the_first_that_generates() {
     assert_eq!(front.get("/v1/models/large").await.1["id"], "large");
 }
 
-fn png_of(image: impl Into<DynamicImage>) -> Vec<u8> {
+pub(super) fn png_of(image: impl Into<DynamicImage>) -> Vec<u8> {
     let mut file = std::io::Cursor::new(Vec::new());
     image.into().write_to(&mut file, ImageFormat::Png).unwrap();
     file.into_inner()
 }
 
-fn image_of_64x32() -> Vec<u8> {
+pub(super) fn image_of_64x32() -> Vec<u8> {
     png_of(RgbaImage::new(64, 32))
 }
 
 /// An image of 64x32, and a mask whose left half is transparent.
-fn with_mask() -> Form {
+pub(super) fn with_mask() -> Form {
     let mask = RgbaImage::from_fn(64, 32, |x, _| Rgba([9, 9, 9, if x < 32 { 0 } else { 255 }]));
     Form::default().file("image", &image_of_64x32()).file("mask", &png_of(mask)).text("prompt", "a mug")
 }
@@ -241,28 +238,6 @@ async fn a_transparent_mask_is_a_white_one() {
         start.mask.as_ref().unwrap().to_string().split_once("/inputs/").map(|(_, rest)| format!("inputs/{rest}")).unwrap();
     let mask: GrayImage = image::open(front.bucket.path(&key)).unwrap().into_luma8();
     assert!(mask.enumerate_pixels().all(|(x, _, pixel)| pixel.0[0] == if x < 32 { 255 } else { 0 }));
-}
-
-/// A flow has tokens of 16 pixels.
-#[tokio::test]
-async fn an_edit_of_any_shape_has_a_size_that_its_model_can_have() {
-    let name = ModelName::new("tiny-sd").unwrap();
-    let function = Function {
-        model: name,
-        capabilities: Capabilities::Flow,
-        upscalers: Upscalers::default(),
-        segmenter: Segmenter::default(),
-    };
-    let functions = Functions::new(vec![function], watch::channel(Vec::new()).1);
-    let mut front = Front::open_with(|http| http.functions = functions).await;
-    for (width, height) in [(64, 37), (41, 64), (64, 33)] {
-        let image = png_of(RgbaImage::new(width, height));
-        let form = Form::default().file("image", &image).text("prompt", "a mug");
-        let request = front.request(Method::POST, EDITS);
-        let (job, _) = run(&mut front, form.send(request)).await;
-        let size = task(&job).size;
-        assert!(size.width_px().is_multiple_of(16) && size.height_px().is_multiple_of(16), "{width}x{height}: {size:?}");
-    }
 }
 
 #[tokio::test]

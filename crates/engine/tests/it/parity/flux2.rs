@@ -99,15 +99,16 @@ fn parity_of_flux2_images() {
     compare_images::<Flux2>(NAME);
 }
 
-/// The request of an edit with the images of this case, in its size.
+/// The request of an edit with the images and the LoRA of this case, in its size.
 fn over(number: usize) -> EditRequest {
-    let GenerateRequest { prompt, steps, seeds, width_px, height_px, .. } = requests_of(number);
+    let GenerateRequest { prompt, loras, steps, seeds, width_px, height_px, .. } = requests_of(number);
     let expected = expected(NAME);
     let images = (0..cases(NAME).images(number)).map(|place| image(expected.get(&format!("image/{number}/{place}"))));
     EditRequest {
         images: images.collect(),
         prompt,
         negative_prompt: String::new(),
+        loras,
         steps,
         guidance_scale: 1.0,
         mode: None,
@@ -133,7 +134,8 @@ fn parity_of_flux2_edits() {
     let mut engine: FlowEngine<Flux2> = load(&directory(NAME), SETTINGS).expect("the fixture loads");
     let mut stage = Stage::new("flux2 edits, 8 bit");
     let edits = cases(NAME).edits();
-    assert_eq!(edits.iter().map(|number| over(*number).images.len()).collect::<Vec<_>>(), [1, 2]);
+    let given: Vec<_> = edits.iter().map(|number| (over(*number).images.len(), over(*number).loras.len())).collect();
+    assert_eq!(given, [(1, 0), (2, 0), (1, 1)]);
     for number in edits {
         let generated = edited(&mut engine, over(number)).expect("generates");
         let reference = expected.get(&format!("expected/{number}"));

@@ -54,6 +54,7 @@ impl Case {
             images: self.images.iter().map(|name| image(expected.get(&format!("input/{name}")))).collect(),
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
+            loras: Vec::new(),
             steps: self.steps,
             guidance_scale: self.guidance_scale,
             mode: Some(self.mode()),

@@ -102,6 +102,7 @@ fn edit(case: &Case) -> EditRequest {
         images: vec![image(expected().get("reference"))],
         prompt,
         negative_prompt,
+        loras: Vec::new(),
         steps: case.steps,
         guidance_scale: case.guidance_scale,
         mode: Some("base".into()),

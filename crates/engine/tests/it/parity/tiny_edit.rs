@@ -50,6 +50,7 @@ fn request(expected: &Reference, number: usize, mode: &str, guidance_scale: f64)
         images: vec![input("person"), input("garment")],
         prompt: INSTRUCTION.into(),
         negative_prompt: String::new(),
+        loras: Vec::new(),
         steps: if mode == "base" { 6 } else { 4 },
         guidance_scale,
         mode: Some(mode.to_owned()),

@@ -78,6 +78,7 @@ fn a_preview_of_tiny_edit_looks_like_its_image() {
         images: vec![example.person, example.garment],
         prompt: INSTRUCTION.into(),
         negative_prompt: String::new(),
+        loras: Vec::new(),
         steps: 4,
         guidance_scale: 1.0,
         mode: Some("lora".into()),

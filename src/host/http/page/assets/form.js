@@ -112,7 +112,7 @@ export class Form {
     byId('numbers').replaceChildren(...numbers);
     this.autoMask.offer(served?.mask_classes ?? []);
     byId('negative-field').hidden = !served?.guidance;
-    byId('loras').hidden = this.task !== 'generate' || !served?.loras;
+    byId('loras').hidden = this.task === 'tryon' || !served?.loras;
     byId('consent').hidden = this.task === 'generate';
     byId('more').hidden = byId('negative-field').hidden && byId('loras').hidden && byId('consent').hidden;
   }
@@ -166,7 +166,7 @@ export class Form {
       // What is no number is the host's to refuse, by its name.
       if (value.trim()) body[input.getAttribute('data-field')] = type === 'number' ? Number(value) : value;
     }
-    if (this.task === 'generate' && !byId('loras').hidden) {
+    if (!byId('loras').hidden) {
       const lora = Array.from(byId('lora-rows').children, (row) => {
         const [url, scale] = row.querySelectorAll('input');
         return { url: url.value.trim(), scale: Number(scale.value || 1) };
