@@ -44,7 +44,7 @@ mod tests {
             let mut scratch = Scratch::zeros(count);
             assert_eq!((scratch.len(), scratch.as_ptr().addr() % LINE_BYTES), (count, 0));
             scratch.fill(1.0);
-            assert_eq!(scratch.iter().filter(|number| **number == 1.0).count(), count);
+            assert!(scratch.len() == count && scratch.iter().all(|value| value.to_bits() == 1.0_f32.to_bits()));
         }
     }
 }
