@@ -323,7 +323,9 @@ impl Config {
     fn check_dtype(&self, family: Family) -> Result<(), (&'static str, String)> {
         if family.kind() != Kind::StableDiffusion && self.engine.dtype == Dtype::F16 {
             let family = family.as_str();
-            let problem = format!("{family}'s numbers grow larger than f16 has them; set engine.dtype to auto, bf16 or f32");
+            let problem = format!(
+                "{family}'s numbers grow larger than f16 has them; set engine.dtype to auto, to f32, or on a GPU to bf16"
+            );
             return Err(("family", problem));
         }
         Ok(())

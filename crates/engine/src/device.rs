@@ -169,7 +169,7 @@ pub fn default_dtype(device: &Device) -> DType {
 /// When the device multiplies nothing in this format.
 pub fn check_dtype(dtype: DType, device: &Device) -> std::result::Result<(), EngineError> {
     if device.is_cpu() && dtype == DType::BF16 {
-        let problem = "is bf16, in which candle multiplies nothing on a CPU; use f32 or f16".into();
+        let problem = "is bf16, in which candle multiplies nothing on a CPU; use f32, or f16 with Stable Diffusion".into();
         return Err(EngineError::Request { field: "engine.dtype", problem });
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! A flow's transformer in a GGUF file: whether it is this model's, and its tensors.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 
 use atelier_kernels::gguf::BlockFormat;
@@ -8,14 +8,11 @@ use candle_core::{DType, Device, Tensor};
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
 use super::EngineError;
-use super::gguf_file::{Format, GgufFile, GgufTensor, shown, without_leading_ones};
-use super::original_layers::{Places, bare};
+use super::gguf_file::{Format, GgufFile, GgufTensor, shown};
+use super::original_layers::Places;
+use super::original_layers::fitting::Fitting;
 use super::weights::{Shapes, listed};
 
-/// Z-Image's first release has it, and no code reads it: diffusers drops it too (`convert_z_image_transformer_checkpoint_to_diffusers`).
-const UNREAD: &str = "norm_final.weight";
-/// What the names of the model's tensors begin with here.
-const COMPONENT: &str = "transformer.";
 /// How many names of a file of another model are shown.
 const SHOWN: usize = 3;
 
@@ -39,20 +36,18 @@ pub(super) fn read(
     kept: (DType, &Device),
 ) -> Result<HashMap<String, Found>, EngineError> {
     let file = GgufFile::open(file)?;
-    let (found, unread) = sorted(&file, places);
-    if found.is_empty() {
+    let tensors: Vec<(&str, &[usize])> =
+        file.tensors().iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect();
+    let Some(Fitting { wanted, problems }) = Fitting::of(&tensors, places, shapes) else {
         return Err(file.wrong(of_another_model(&file, places)));
-    }
-    let (wanted, problems) = matched(&found, places, shapes);
-    let surplus = found.keys().filter(|name| !wanted.contains_key(**name)).chain(&unread).copied();
-    let mut surplus: Vec<&str> = surplus.filter(|name| *name != UNREAD).collect();
-    surplus.sort_unstable();
-    let surplus = surplus.into_iter().map(|name| format!("{} is none of this model's", shown(name)));
-    let problems: Vec<String> = problems.into_iter().chain(surplus).collect();
+    };
     if !problems.is_empty() {
         return Err(file.of_another_model(&listed(&problems)));
     }
-    let read = wanted.into_par_iter().map(|(name, shape)| Ok((name.to_owned(), loaded(&file, found[name], shape, kept)?)));
+    let read = wanted.into_par_iter().map(|(place, (name, shape))| {
+        let tensor = loaded(&file, &file.tensors()[name], shape, kept)?;
+        Ok((place.to_owned(), tensor))
+    });
     read.collect()
 }
 
@@ -65,56 +60,6 @@ fn loaded(file: &GgufFile, tensor: &GgufTensor, shape: &[usize], kept: (DType, &
         }
         _ => Ok(Found { tensor: file.unpacked(tensor, kept)?.reshape(shape)?, blocks: None }),
     }
-}
-
-/// The file's tensors by their bare names: those that the model may have, and what else stands among them.
-fn sorted<'a>(file: &'a GgufFile, places: &Places<'_>) -> (HashMap<&'a str, &'a GgufTensor>, Vec<&'a str>) {
-    let known: HashSet<&str> = places.iter().flat_map(|(_, places)| places).map(|(name, _)| name.as_str()).collect();
-    // Next to other models the transformer's names have a prefix.
-    let has_prefix = file.tensors().keys().any(|name| bare(name).is_some_and(|name| known.contains(name)));
-    let mut found = HashMap::new();
-    let mut unread = Vec::new();
-    for (name, tensor) in file.tensors() {
-        match if has_prefix { bare(name) } else { Some(name.as_str()) } {
-            Some(name) if known.contains(name) => {
-                found.insert(name, tensor);
-            }
-            Some(name) => unread.push(name),
-            None => {}
-        }
-    }
-    (found, unread)
-}
-
-/// The shape of each name that is to be read, and what does not fit.
-fn matched<'a>(
-    found: &HashMap<&str, &GgufTensor>,
-    places: &'a Places<'_>,
-    (expected, joint): (&'a Shapes, &'a Shapes),
-) -> (HashMap<&'a str, &'a [usize]>, Vec<String>) {
-    let mut wanted = HashMap::new();
-    let mut problems = Vec::new();
-    let mut ordered: Vec<_> = places.iter().filter(|(_, places)| !places.is_empty()).collect();
-    ordered.sort_unstable_by_key(|(name, _)| *name);
-    for (name, places) in ordered {
-        let Some((place, rows, tensor)) =
-            places.iter().find_map(|(place, rows)| Some((place.as_str(), rows, *found.get(place.as_str())?)))
-        else {
-            problems.push(format!("{name} {:?} is missing", expected[*name]));
-            continue;
-        };
-        let shape = match rows {
-            None => expected.get(*name),
-            Some(_) => joint.get(&format!("{COMPONENT}{place}")),
-        };
-        let shape = shape.map(Vec::as_slice).unwrap_or_default();
-        if without_leading_ones(&tensor.shape) == without_leading_ones(shape) {
-            wanted.insert(place, shape);
-        } else if wanted.insert(place, shape).is_none() {
-            problems.push(format!("{} has the shape {:?}, config.json says {shape:?}", shown(place), tensor.shape));
-        }
-    }
-    (wanted, problems)
 }
 
 fn of_another_model(file: &GgufFile, places: &Places<'_>) -> String {

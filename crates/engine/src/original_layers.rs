@@ -3,6 +3,8 @@
 //! The correspondence is that of diffusers' `convert_z_image_transformer_checkpoint_to_diffusers`, `convert_flux_transformer_checkpoint_to_diffusers` and
 //! `convert_flux2_transformer_checkpoint_to_diffusers`.
 
+pub(super) mod fitting;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 

@@ -15,6 +15,9 @@ use super::tensor_file::TensorFile;
 /// into the tensor is no faster, for its memory would have to be zeroed first.
 const PIECE: usize = 64 << 10;
 
+/// What 8-bit weights with scales have next to them, however these are stored (`ComfyUI`, `LightX2V`).
+const SCALES: [&str; 4] = [".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8"];
+
 /// A tensor in its file.
 pub(super) struct Stored<'a> {
     pub(super) file: &'a TensorFile,
@@ -35,6 +38,31 @@ pub(super) fn is_read(dtype: Dtype) -> bool {
 
 /// What [`is_read`] allows, for messages.
 pub(super) const READ_FORMATS: &str = "F64, F32, F16, BF16, F8_E4M3 and F8_E5M2";
+
+/// Refuses 8-bit weights with scales: without these they are other weights.
+///
+/// # Errors
+/// [`EngineError::Checkpoint`] with the name of a scale.
+pub(super) fn check_scales(file: &TensorFile) -> Result<(), EngineError> {
+    let is_8_bits = |name: &str| file.info(name).is_some_and(|info| matches!(info.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2));
+    let scales = |name: &str| {
+        // `….weight_scale_inv` (DeepSeek, Qwen), `….weight.scale`: many names, each next to what it scales.
+        name.rsplit_once('.').is_some_and(|(module, last)| {
+            last.contains("scale") && (is_8_bits(module) || is_8_bits(&format!("{module}.weight")))
+        })
+    };
+    let Some((name, _)) = file.tensors().find(|(name, _)| SCALES.iter().any(|scale| name.ends_with(scale)) || scales(name))
+    else {
+        return Ok(());
+    };
+    let problem = format!("{name} scales 8-bit weights, which is read of Qwen-Image-Edit alone; convert it to F16");
+    Err(EngineError::Checkpoint { path: file.path().to_owned(), problem })
+}
+
+/// What is wrong with a tensor of another format.
+pub(super) fn unread(name: &str, dtype: Dtype) -> String {
+    format!("{name} is stored as {dtype:?}; supported are {READ_FORMATS}: convert it")
+}
 
 impl Stored<'_> {
     /// How many values it has.

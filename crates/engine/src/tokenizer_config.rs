@@ -122,6 +122,19 @@ pub(super) fn check_clip(directory: &Path, positions: usize) -> Result<(), Engin
     Err(EngineError::Checkpoint { path, problem })
 }
 
+/// Refuses prompts that are filled up in front, where the model reads what they are filled up with as well.
+///
+/// # Errors
+/// [`EngineError::Checkpoint`] names the setting of `tokenizer_config.json`.
+pub(super) fn check_padding(directory: &Path) -> Result<(), EngineError> {
+    let path = directory.join("tokenizer_config.json");
+    let Config { padding_side, .. } = read_if_present(&path)?;
+    if padding_side.as_deref() == Some("left") {
+        return Err(EngineError::Checkpoint { path, problem: "padding_side must be right".to_owned() });
+    }
+    Ok(())
+}
+
 /// The tokens that the files in `directory` add to a vocabulary, by their number: those of `tokenizer_config.json`, or of `added_tokens.json`
 /// and `tokenizer.json`, which older versions of transformers wrote.
 ///

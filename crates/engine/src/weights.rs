@@ -19,7 +19,7 @@ use super::loader::read_all;
 use super::original_names::canonical;
 use super::packed::{is_beside, whole_shape};
 use super::single_file::{SingleFile, as_transformers_has_them};
-use super::stored::{Stored, is_read};
+use super::stored::{Stored, check_scales, is_read, unread};
 use super::tensor_file::{PACKED, TensorFile};
 
 /// Tensors by name; the name begins with the component: `unet.conv_in.weight`.
@@ -31,8 +31,6 @@ pub(super) type Shapes = HashMap<String, Vec<usize>>;
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 const PICKLES: &str =
     "pickles (.bin, .ckpt, .pt) are not read, for they can run code: save the model with safe_serialization=True";
-/// What 8-bit weights with scales have next to them (`ComfyUI`, `LightX2V`).
-const SCALES: [&str; 4] = [".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8"];
 
 /// The base tensors of a checkpoint, all of one format, on the device.
 pub(super) struct Weights {
@@ -229,7 +227,9 @@ pub(super) fn component_files(directory: &Path) -> std::result::Result<Vec<PathB
     let wrong = |problem: String| EngineError::Checkpoint { path: directory.to_owned(), problem };
     let entries = std::fs::read_dir(directory).map_err(|error| wrong(error.to_string()))?;
     let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    names.sort();
+    // diffusers takes shards where there is an index, transformers the plain file.
+    let index = format!("{}.safetensors.index", STEMS[0]);
+    names.sort_by_key(|name| (!name.starts_with(&index), name.clone()));
     // (variant, file), the plain one first: its variant is empty.
     let found: Vec<(&str, &str)> = names.iter().filter_map(|name| Some((variant(name)?, name.as_str()))).collect();
     let variants: BTreeSet<&str> = found.iter().map(|(variant, _)| *variant).collect();
@@ -268,7 +268,8 @@ pub(super) fn build_from<M>(
     let files = files.iter().map(|path| TensorFile::open(path)).collect::<std::result::Result<Vec<_>, _>>()?;
     let mut index = HashMap::new();
     for (place, file) in files.iter().enumerate() {
-        for (name, _) in file.tensors().filter(|(_, dtype)| is_float(*dtype)) {
+        check_scales(file)?;
+        for (name, _) in file.tensors() {
             if let Some(known) = named(&name) {
                 index.insert(known, (place, name));
             }
@@ -298,12 +299,16 @@ struct OnDemand {
 impl SimpleBackend for OnDemand {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
         let found = self.index.get(name).map(|(file, name)| (&self.files[*file], name));
-        let problem = match found.and_then(|(file, name)| Some((file, name, file.info(name)?.shape.clone()))) {
-            Some((file, name, found)) if found == shape.dims() => {
+        let problem = match found.and_then(|(file, name)| Some((file, name, file.info(name)?))) {
+            Some((_, name, info)) if !is_read(info.dtype) => unread(name, info.dtype),
+            Some((file, name, info)) if info.shape == shape.dims() => {
                 self.bytes.fetch_add((shape.elem_count() * dtype.size_in_bytes()) as u64, Ordering::Relaxed);
-                return file.load(name, device).map_err(candle_core::Error::wrap)?.to_dtype(dtype);
+                if is_float(info.dtype) {
+                    return file.load(name, device).map_err(candle_core::Error::wrap)?.to_dtype(dtype);
+                }
+                return Stored { file, info }.read(dtype).map_err(candle_core::Error::wrap)?.to_device(device);
             }
-            Some((_, _, found)) => format!("{name} has the shape {found:?}, config.json says {:?}", shape.dims()),
+            Some((_, _, info)) => format!("{name} has the shape {:?}, config.json says {:?}", info.shape, shape.dims()),
             None => format!("{name} {:?} is missing", shape.dims()),
         };
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
@@ -343,26 +348,23 @@ impl Named {
     /// Those that `named` gives no name are left out.
     pub(super) fn open(path: &Path, named: impl Fn(&str) -> Option<String>) -> std::result::Result<Self, EngineError> {
         let file = TensorFile::open(path)?;
-        // Without its scales an 8-bit weight is another weight.
-        let scale = file.tensors().find(|(name, _)| SCALES.iter().any(|scale| name.ends_with(scale)));
-        if let Some((name, _)) = scale {
-            let problem = format!("{name} scales 8-bit weights, which is read of Qwen-Image-Edit alone; convert it to F16");
-            return Err(EngineError::Checkpoint { path: path.to_owned(), problem });
+        check_scales(&file)?;
+        let mut names = Vec::new();
+        for (name, dtype) in file.tensors() {
+            let Some(ours) = named(&name) else { continue };
+            if is_read(dtype) {
+                names.push((ours, name));
+            } else if name.ends_with(".weight") {
+                // Other integers are tables that older transformers saved by mistake (`position_ids`).
+                return Err(EngineError::Checkpoint { path: path.to_owned(), problem: unread(&name, dtype) });
+            }
         }
-        // Integers are tables that older transformers saved by mistake (`position_ids`).
-        let floats = file.tensors().filter(|(_, dtype)| is_read(*dtype));
-        let names = floats.filter_map(|(name, _)| Some((named(&name)?, name))).collect();
         Ok(Self { file, names })
     }
 
     /// What the engine calls its tensors.
     pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.names.iter().map(|(ours, _)| ours)
-    }
-
-    /// Whether none of the file's tensors has a name here.
-    pub(super) fn is_empty(&self) -> bool {
-        self.names.is_empty()
     }
 
     fn stored(&self) -> impl Iterator<Item = (&String, Stored<'_>)> {

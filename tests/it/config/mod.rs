@@ -197,7 +197,10 @@ fn a_format_that_the_model_cannot_be_generated_in_is_refused() {
     };
     assert!(["auto", "f32", "bf16"].iter().all(|dtype| manifest(dtype).is_ok()));
     let error = manifest("f16").expect_err("its numbers are too large");
-    assert!(error.contains("tiny-edit.yaml: family") && error.contains("set engine.dtype to auto, bf16 or f32"), "{error}");
+    assert!(
+        error.contains("tiny-edit.yaml: family") && error.contains("set engine.dtype to auto, to f32, or on a GPU to bf16"),
+        "{error}"
+    );
     let error = manifest("int8").expect_err("no such format");
     assert!(error.contains("engine.dtype") && error.contains("`auto`, `f32`, `f16`, `bf16`"), "{error}");
 }

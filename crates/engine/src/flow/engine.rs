@@ -89,7 +89,8 @@ impl<F: Family> FlowEngine<F> {
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported.
     pub fn load(directory: &Path, settings: Settings, device: Device) -> Result<Self, EngineError> {
         if settings.dtype == DType::F16 {
-            let problem = format!("is f16, in which {} overflows; use bf16 or f32", F::NAME);
+            let allowed = if device.is_cpu() { "f32" } else { "bf16 or f32" };
+            let problem = format!("is f16, in which {} overflows; use {allowed}", F::NAME);
             return Err(EngineError::Request { field: "engine.dtype", problem });
         }
         let checkpoint = Checkpoint::read::<F>(directory)?;

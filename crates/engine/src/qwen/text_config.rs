@@ -20,6 +20,7 @@ pub struct LanguageConfig {
     /// Whether each head's queries and keys are normed: Qwen3's are, Qwen2.5's are not.
     #[serde(default)]
     pub qk_norm: bool,
+    #[serde(default = "epsilon")]
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
@@ -36,6 +37,10 @@ impl LanguageConfig {
 
 fn yes() -> bool {
     true
+}
+
+fn epsilon() -> f64 {
+    1e-6
 }
 
 /// `vision_config` in `text_encoder/config.json`.

@@ -202,6 +202,7 @@ impl TransformerLayers {
 pub struct VaeConfig {
     #[serde(default = "three")]
     pub in_channels: usize,
+    #[serde(default = "three")]
     pub out_channels: usize,
     pub latent_channels: usize,
     pub block_out_channels: Vec<usize>,
@@ -250,6 +251,7 @@ pub struct TextEncoderConfig {
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
     /// Tokens of a prompt, its start and end among them.
+    #[serde(default = "seventy_seven")]
     pub max_position_embeddings: usize,
     pub hidden_act: Activation,
     #[serde(default = "epsilon")]
@@ -299,6 +301,10 @@ fn end_of_text() -> u32 {
 
 fn three() -> usize {
     3
+}
+
+fn seventy_seven() -> usize {
+    77
 }
 
 fn thirty_two() -> usize {

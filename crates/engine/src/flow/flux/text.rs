@@ -13,6 +13,7 @@ use crate::gguf_weights::build_from_gguf;
 use crate::recent::Recent;
 use crate::sd::clip;
 use crate::sd::tokens::PromptTokenizer;
+use crate::tokenizer_config::check_padding;
 use crate::weights::{build_from, component_files};
 
 /// What T5 is always given: a prompt, its end and padding.
@@ -49,6 +50,7 @@ impl TextEncoder {
         gguf: Option<&Path>,
         kept: (DType, &Device),
     ) -> Result<(Self, u64), EngineError> {
+        check_padding(&directory.join("tokenizer_2"))?;
         let path = directory.join("tokenizer_2/tokenizer.json");
         let wrong = |problem: String| EngineError::Checkpoint { path: path.clone(), problem };
         let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| wrong(error.to_string()))?;

@@ -12,7 +12,6 @@ use crate::qwen::text_config::LanguageConfig;
 const TRANSFORMER: Fixed = &[
     ("_class_name", &["\"Flux2Transformer2DModel\""]),
     ("guidance_embeds", &["false"]),
-    ("out_channels", &["null"]),
     ("patch_size", &["1"]),
     ("timestep_guidance_channels", &["256"]),
 ];
@@ -22,6 +21,9 @@ const TRANSFORMER: Fixed = &[
 pub struct TransformerConfig {
     /// Values of a token: latent channels times 2x2.
     pub in_channels: usize,
+    /// Those that are predicted; none: as many.
+    #[serde(default)]
+    pub out_channels: Option<usize>,
     /// Blocks in which text and image have layers of their own.
     pub num_layers: usize,
     /// Blocks that both go through as one sequence.
@@ -34,6 +36,7 @@ pub struct TransformerConfig {
     #[serde(default = "three")]
     pub mlp_ratio: f64,
     /// Widths of a head's values that turn with the image, the row, the column and the place in the text.
+    #[serde(default = "axes")]
     pub axes_dims_rope: [usize; 4],
     /// Base of the rotary frequencies.
     #[serde(default = "two_thousand")]
@@ -59,6 +62,7 @@ impl TransformerConfig {
         let wrong = [
             (self.width() == 0 || self.in_channels == 0 || self.inner() == 0, "its sizes must not be 0"),
             (!self.in_channels.is_multiple_of(4), "in_channels must be 4 times the VAE's latent_channels"),
+            (self.out_channels.is_some_and(|out| out != self.in_channels), "out_channels must be in_channels, or null"),
             (axes.iter().sum::<usize>() != self.attention_head_dim, "axes_dims_rope must add up to attention_head_dim"),
             (axes.iter().any(|width| width % 2 == 1), "axes_dims_rope must be even"),
             (
@@ -106,6 +110,10 @@ impl Config {
         }
         Ok(Self { transformer, language })
     }
+}
+
+fn axes() -> [usize; 4] {
+    [32; 4]
 }
 
 fn three() -> f64 {

@@ -11,7 +11,7 @@ use crate::qwen::text::positions::{Run, positions};
 use crate::qwen::text::prompt::{ANSWER, PromptTokenizer};
 use crate::qwen::text_config::LanguageConfig;
 use crate::recent::Recent;
-use crate::tokenizer_config::pad_token;
+use crate::tokenizer_config::{check_padding, pad_token};
 
 /// What the model is always given: the template, a prompt in it, and padding, whose hidden states it reads as well.
 const TOKENS: usize = 512;
@@ -37,6 +37,7 @@ impl TextEncoder {
     ) -> Result<(Self, u64), EngineError> {
         let tokenizer = PromptTokenizer::read(directory, ANSWER)?;
         let path = directory.join("tokenizer");
+        check_padding(&path)?;
         let pad = pad_token(&path)?;
         let pad = tokenizer.id(&pad).ok_or_else(|| EngineError::Checkpoint { path, problem: format!("has no token {pad}") })?;
         let (language, bytes) = qwen3::read(directory, config, HiddenState::Quarters, gguf, kept)?;

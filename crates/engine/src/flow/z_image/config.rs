@@ -28,16 +28,21 @@ pub struct TransformerConfig {
     /// Layers that image and text go through before they meet, so many each.
     pub n_refiner_layers: usize,
     pub n_heads: usize,
+    #[serde(default = "epsilon")]
     pub norm_eps: f64,
     /// Width of the text encoder's hidden states.
     pub cap_feat_dim: usize,
     /// Base of the rotary frequencies.
+    #[serde(default = "base")]
     pub rope_theta: f64,
     /// What a time of 0 to 1 is multiplied by.
+    #[serde(default = "thousand")]
     pub t_scale: f64,
     /// Widths of a head's values that turn with the place in the sequence, the row and the column.
+    #[serde(default = "axes")]
     pub axes_dims: [usize; 3],
     /// How many positions each of them has.
+    #[serde(default = "positions")]
     pub axes_lens: [usize; 3],
 }
 
@@ -91,4 +96,26 @@ impl Config {
         checked.map_err(|problem| EngineError::Checkpoint { path, problem: problem.to_owned() })?;
         Ok(Self { transformer, language })
     }
+}
+
+// What diffusers' `ZImageTransformer2DModel` has where the file says nothing.
+
+fn epsilon() -> f64 {
+    1e-5
+}
+
+fn base() -> f64 {
+    256.0
+}
+
+fn thousand() -> f64 {
+    1000.0
+}
+
+fn axes() -> [usize; 3] {
+    [32, 48, 48]
+}
+
+fn positions() -> [usize; 3] {
+    [1024, 512, 512]
 }

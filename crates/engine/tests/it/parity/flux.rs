@@ -6,16 +6,18 @@ use atelier_engine::GenerateRequest;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::flux::Flux;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
 use super::flow::{
-    SETTINGS, batch_is_as_alone, budget_keeps_the_image, cancelled, cases, compare_images, directory, edit, expected,
-    graphs_keep_the_images, load, plain, refuses, refuses_both, refuses_checkpoints, refuses_loras, refuses_single_file,
-    single_file_is_the_same,
+    Change, SETTINGS, batch_is_as_alone, budget_keeps_the_image, cancelled, cases, change, compare_images, copied, directory,
+    edit, expected, generate, graphs_keep_the_images, load, plain, refuses, refuses_both, refuses_checkpoints, refuses_loras,
+    refuses_single_file, single_file_is_the_same,
 };
 use super::{STAGE, Stage, values};
 
 const NAME: &str = "flux";
+/// Of the transformer's names in its single file.
+const PREFIX: &str = "model.diffusion_model.";
 /// Of T5's states the reference has every seventh.
 const EVERY: usize = 7;
 
@@ -97,6 +99,30 @@ fn a_flux_checkpoint_that_lacks_something_is_refused_in_words() {
                 &["guidance_embeds is true", "supported: false"],
             ),
             (
+                |path| edit(&path.join("transformer/config.json"), "\"out_channels\": null", "\"out_channels\": 8"),
+                &["out_channels must be in_channels, or null"],
+            ),
+            (
+                |path| edit(&path.join("text_encoder_2/config.json"), "\"is_gated_act\": true", "\"is_gated_act\": false"),
+                &["is_gated_act is false", "supported: true"],
+            ),
+            (
+                |path| {
+                    let settings = path.join("tokenizer_2/tokenizer_config.json");
+                    fs::write(settings, r#"{"padding_side": "left"}"#).expect("writes");
+                },
+                &["tokenizer_2/tokenizer_config.json", "padding_side must be right"],
+            ),
+            (
+                |path| {
+                    change(&path.join("text_encoder_2/model.safetensors"), |tensors| {
+                        let words = tensors["shared.weight"].to_dtype(DType::U8).expect("converts");
+                        tensors.insert("shared.weight".into(), words);
+                    })
+                },
+                &["shared.weight is stored as U8", "F64, F32"],
+            ),
+            (
                 |path| edit(&path.join("text_encoder_2/config.json"), "\"d_model\": ", "\"d_model\": 1"),
                 &["joint_attention_dim must be text_encoder_2's d_model"],
             ),
@@ -135,13 +161,73 @@ fn a_flux_transformer_in_one_file_is_the_same() {
 fn a_file_that_is_no_flux_transformer_is_refused_in_words() {
     let other = fs::read(directory("qwen-family/image/kohya.safetensors")).expect("reads");
     refuses_single_file::<Flux>(NAME, &other, "holds no tensor of this family's transformer");
-    let whole = directory(NAME).join("single_file.safetensors");
-    let mut tensors = candle_core::safetensors::load(whole, &candle_core::Device::Cpu).expect("reads");
-    tensors.retain(|name, _| !name.contains("double_blocks.0.img_attn.qkv.weight"));
-    let part = tempfile::NamedTempFile::new().expect("a file");
-    candle_core::safetensors::save(&tensors, part.path()).expect("writes");
-    let bytes = fs::read(part.path()).expect("reads");
-    refuses_single_file::<Flux>(NAME, &bytes, "transformer.transformer_blocks.0.attn.to_q.weight");
+    let lacks: Change = |tensors| tensors.retain(|name, _| !name.contains("double_blocks.0.img_attn.qkv.weight"));
+    let wrong: [(Change, &str); 6] = [
+        (lacks, "transformer.transformer_blocks.0.attn.to_q.weight"),
+        // FLUX.1-dev.
+        (
+            |tensors| _ = tensors.insert(format!("{PREFIX}guidance_in.in_layer.weight"), zeros(&[32, 256])),
+            "\"guidance_in.in_layer.weight\" is none of this model's",
+        ),
+        (
+            |tensors| _ = tensors.insert(format!("{PREFIX}double_blocks.9.img_mod.lin.bias"), zeros(&[192])),
+            "\"double_blocks.9.img_mod.lin.bias\" is none of this model's",
+        ),
+        (
+            |tensors| {
+                let name = format!("{PREFIX}double_blocks.0.img_attn.qkv.weight");
+                let rows = tensors[&name].dims()[0];
+                let more = Tensor::cat(&[&tensors[&name], &tensors[&name].narrow(0, 0, rows / 3).expect("rows")], 0);
+                tensors.insert(name, more.expect("more rows"));
+            },
+            "\"double_blocks.0.img_attn.qkv.weight\" has the shape",
+        ),
+        (
+            |tensors| {
+                let own = tensors[&format!("{PREFIX}img_in.weight")].clone();
+                tensors.insert("transformer.img_in.weight".into(), own);
+            },
+            "are one tensor of the model",
+        ),
+        (
+            |tensors| {
+                let name = format!("{PREFIX}img_in.weight");
+                let in_8_bits = tensors[&name].to_dtype(DType::F8E4M3).expect("converts");
+                tensors.insert(name.clone(), in_8_bits);
+                tensors.insert(format!("{name}_scale_inv"), zeros(&[1]));
+            },
+            "img_in.weight_scale_inv scales 8-bit weights",
+        ),
+    ];
+    for (change_of, says) in wrong {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs::copy(directory(NAME).join("single_file.safetensors"), file.path()).expect("copies");
+        change(file.path(), change_of);
+        refuses_single_file::<Flux>(NAME, &fs::read(file.path()).expect("reads"), says);
+    }
+}
+
+fn zeros(shape: &[usize]) -> Tensor {
+    Tensor::zeros(shape, DType::F32, &Device::Cpu).expect("zeros")
+}
+
+/// Text encoders and VAE as well.
+#[test]
+fn a_flux_checkpoint_in_f64_is_the_same_and_one_in_8_bits_loads() {
+    let own = generate(&mut load::<Flux>(&directory(NAME), SETTINGS).expect("loads"), &plain(NAME)).expect("generates");
+    for (dtype, is_same) in [(DType::F64, true), (DType::F8E4M3, false)] {
+        let directory = copied(NAME);
+        for file in ["text_encoder_2/model", "vae/diffusion_pytorch_model"] {
+            let file = directory.path().join(format!("{file}.safetensors"));
+            let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).expect("reads");
+            for tensor in tensors.values_mut() {
+                *tensor = tensor.to_dtype(dtype).expect("converts");
+            }
+            candle_core::safetensors::save(&tensors, file).expect("writes");
+        }
+        let images = generate(&mut load::<Flux>(directory.path(), SETTINGS).expect("loads"), &plain(NAME)).expect("generates");
+        assert_eq!(images == own, is_same, "{dtype:?}");
+    }
 }
 
 #[test]
