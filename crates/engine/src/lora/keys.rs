@@ -231,12 +231,15 @@ fn names_of(module: &str, layout: &Layout, original: &OriginalLayers) -> Vec<Str
         for bare in [Some(bare), old].into_iter().flatten() {
             names.extend([bare.to_owned(), format!("diffusion_model.{bare}"), format!("transformer.{bare}")]);
             names.extend(["lora_transformer", "lora_unet", "lycoris"].map(|prefix| flat(prefix, bare)));
+            // Exports of FLUX.2's that took `tran` off as well.
+            names.extend(bare.strip_prefix("tran").map(|rest| format!("diffusion_model.{rest}")));
         }
     }
     if let Some(bare) = module.strip_prefix("text_encoder_2.") {
         // Transformers 5 leaves `text_model` out.
         for name in [Some(bare), bare.strip_prefix("text_model.")].into_iter().flatten() {
             names.extend([flat("lora_te2", name), format!("text_encoder_2.{name}")]);
+            names.push(format!("text_encoders.clip_g.transformer.{name}"));
             names.extend(old_projection(name).map(|old| format!("text_encoder_2.{old}")));
         }
     }
@@ -244,7 +247,7 @@ fn names_of(module: &str, layout: &Layout, original: &OriginalLayers) -> Vec<Str
         // Transformers 5 leaves `text_model` out; PEFT's files of the text encoder alone have no component.
         for name in [format!("text_model.{bare}"), bare.to_owned()] {
             names.extend(["lora_te", "lora_te1", "lycoris"].map(|prefix| flat(prefix, &name)));
-            names.extend([name.clone(), format!("text_encoder.{name}")]);
+            names.extend([name.clone(), format!("text_encoder.{name}"), format!("text_encoders.clip_l.transformer.{name}")]);
             // diffusers before 0.18 called the text encoder's layers as the UNet's.
             if let Some(old) = old_projection(&name) {
                 names.extend([format!("text_encoder.{old}"), old]);
@@ -258,4 +261,24 @@ fn names_of(module: &str, layout: &Layout, original: &OriginalLayers) -> Vec<Str
 fn old_projection(module: &str) -> Option<String> {
     const OLD: [(&str, &str); 4] = [("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")];
     OLD.iter().find_map(|(new, old)| Some(format!("{}.{old}", module.strip_suffix(new)?.strip_suffix('.')?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exports_of_whole_pipelines_are_understood() {
+        let layer = "text_model.encoder.layers.0.mlp.fc1";
+        let names = [
+            (format!("text_encoders.clip_l.transformer.{layer}"), format!("text_encoder.{layer}")),
+            (format!("text_encoders.clip_g.transformer.{layer}"), format!("text_encoder_2.{layer}")),
+            ("diffusion_model.sformer_blocks.3.attn.to_q".into(), "transformer.transformer_blocks.3.attn.to_q".into()),
+        ];
+        let shapes = names.iter().map(|(_, module)| (format!("{module}.weight"), vec![4, 4])).collect();
+        let targets = Targets::new(&shapes);
+        for (name, module) in names {
+            assert_eq!(targets.weight(&name), Some(format!("{module}.weight").as_str()), "{name}");
+        }
+    }
 }

@@ -28,7 +28,7 @@ use super::draft::{Draft, Place};
 use super::problem::Problem;
 use super::submission::{self, Admitted, Origin};
 use super::{Http, ModelInfo, auth, infer};
-use crate::job::request::weight;
+use crate::job::request::{duplicates, weight};
 use crate::shown;
 
 pub(super) fn routes(http: &Arc<Http>) -> Router<Arc<Http>> {
@@ -50,6 +50,7 @@ async fn generations(State(http): State<Arc<Http>>, request: Request) -> Result<
         Ok(other) => return Err(Problem::invalid("body", format!("must be a JSON object, got {}", shown::json(&other)))),
         Err(error) => return Err(Problem::invalid("body", format!("must be a JSON object ({error})"))),
     };
+    duplicates::check(&bytes)?;
     run(http, Endpoint::Generations, given, Vec::new(), origin).await
 }
 

@@ -144,6 +144,10 @@ async fn what_is_wrong_is_said_in_openais_shape_by_openais_names() {
         refused(&front, GENERATIONS, &body, status, param, says).await;
     }
     refused(&front, GENERATIONS, &json!([1]), 400, "body", "a JSON object").await;
+    let twice = r#"{"prompt": "a mug", "prompt": "a cup"}"#;
+    let (status, body) =
+        read(front.request(Method::POST, GENERATIONS).header("content-type", "application/json").body(twice)).await;
+    assert_eq!((status, &body["error"]["param"]), (StatusCode::BAD_REQUEST, &json!("prompt")), "{body}");
 
     let (status, body) = read(front.anonymous(Method::POST, GENERATIONS).bearer_auth("wrong").json(&json!({}))).await;
     assert_eq!((status, &body["error"]["type"]), (StatusCode::UNAUTHORIZED, &json!("authentication_error")), "{body}");
