@@ -44,19 +44,18 @@ pub(super) const READ_FORMATS: &str = "F64, F32, F16, BF16, F8_E4M3 and F8_E5M2"
 /// # Errors
 /// [`EngineError::Checkpoint`] with the name of a scale.
 pub(super) fn check_scales(file: &TensorFile) -> Result<(), EngineError> {
-    let is_8_bits = |name: &str| file.info(name).is_some_and(|info| matches!(info.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2));
-    let scales = |name: &str| {
-        // `….weight_scale_inv` (DeepSeek, Qwen), `….weight.scale`: many names, each next to what it scales.
-        name.rsplit_once('.').is_some_and(|(module, last)| {
-            last.contains("scale") && (is_8_bits(module) || is_8_bits(&format!("{module}.weight")))
-        })
-    };
-    let Some((name, _)) = file.tensors().find(|(name, _)| SCALES.iter().any(|scale| name.ends_with(scale)) || scales(name))
-    else {
-        return Ok(());
-    };
+    let mut names = file.tensors().map(|(name, _)| name);
+    let scale = names.find(|name| SCALES.iter().any(|scale| name.ends_with(scale)) || scales_8_bits(file, name));
+    let Some(name) = scale else { return Ok(()) };
     let problem = format!("{name} scales 8-bit weights, which is read of Qwen-Image-Edit alone; convert it to F16");
     Err(EngineError::Checkpoint { path: file.path().to_owned(), problem })
+}
+
+/// Whether its name stands next to that of an 8-bit weight, as `….weight_scale_inv` (`DeepSeek`, Qwen) or `….weight.scale`.
+fn scales_8_bits(file: &TensorFile, name: &str) -> bool {
+    let is_8_bits = |name: &str| file.info(name).is_some_and(|info| matches!(info.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2));
+    name.rsplit_once('.')
+        .is_some_and(|(module, last)| last.contains("scale") && (is_8_bits(module) || is_8_bits(&format!("{module}.weight"))))
 }
 
 /// What is wrong with a tensor of another format.

@@ -6,6 +6,9 @@ use super::{Places, bare};
 use crate::gguf_file::{shown, without_leading_ones};
 use crate::weights::Shapes;
 
+/// Tensors of a file by their bare names, each with the file's own name for it and its shape there, or the one that it has to have.
+type ByPlace<'a> = HashMap<&'a str, (&'a str, &'a [usize])>;
+
 /// Z-Image's first release has it, and no code reads it: diffusers drops it too (`convert_z_image_transformer_checkpoint_to_diffusers`).
 const UNREAD: &str = "norm_final.weight";
 /// What the names of the model's tensors begin with here.
@@ -15,7 +18,7 @@ const COMPONENT: &str = "transformer.";
 #[derive(Default)]
 pub(crate) struct Fitting<'a> {
     /// By the name of its place: the file's own name for a tensor, and the shape that it has to have.
-    pub(crate) wanted: HashMap<&'a str, (&'a str, &'a [usize])>,
+    pub(crate) wanted: ByPlace<'a>,
     /// What is missing, has another shape, is there twice, or is none of this model's, in words.
     pub(crate) problems: Vec<String>,
 }
@@ -40,12 +43,7 @@ impl<'a> Fitting<'a> {
         Some(fitting)
     }
 
-    fn match_shapes(
-        &mut self,
-        found: &HashMap<&'a str, (&'a str, &'a [usize])>,
-        places: &'a Places<'_>,
-        (expected, joint): (&'a Shapes, &'a Shapes),
-    ) {
+    fn match_shapes(&mut self, found: &ByPlace<'a>, places: &'a Places<'_>, (expected, joint): (&'a Shapes, &'a Shapes)) {
         let mut ordered: Vec<_> = places.iter().filter(|(_, places)| !places.is_empty()).collect();
         ordered.sort_unstable_by_key(|(name, _)| *name);
         for (name, places) in ordered {
@@ -69,10 +67,7 @@ impl<'a> Fitting<'a> {
 }
 
 /// The file's tensors that the model may have, by their bare names, each with its own name and its shape; and what is wrong with others among them.
-fn sorted<'a>(
-    tensors: &[(&'a str, &'a [usize])],
-    places: &Places<'_>,
-) -> (HashMap<&'a str, (&'a str, &'a [usize])>, Vec<String>) {
+fn sorted<'a>(tensors: &[(&'a str, &'a [usize])], places: &Places<'_>) -> (ByPlace<'a>, Vec<String>) {
     let known: HashSet<&str> = places.iter().flat_map(|(_, places)| places).map(|(name, _)| name.as_str()).collect();
     // Next to other models the transformer's names have a prefix.
     let has_prefix = tensors.iter().any(|(name, _)| bare(name).is_some_and(|name| known.contains(name)));

@@ -114,7 +114,9 @@ mod tests {
         let published = r#"{"_class_name": "FluxTransformer2DModel", "_diffusers_version": "0.30.0.dev0", "attention_head_dim": 128,
             "guidance_embeds": false, "in_channels": 64, "joint_attention_dim": 4096, "num_attention_heads": 24, "num_layers": 19,
             "num_single_layers": 38, "patch_size": 1, "pooled_projection_dim": 768}"#;
-        let config: TransformerConfig = serde_json::from_str(published).expect("reads");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), published).expect("writes");
+        let config: TransformerConfig = read(file.path(), TRANSFORMER).expect("reads");
         assert_eq!((config.axes_dims_rope, config.width()), ([16, 56, 56], 3072));
     }
 }

@@ -118,7 +118,7 @@ fn a_flux_checkpoint_that_lacks_something_is_refused_in_words() {
                     change(&path.join("text_encoder_2/model.safetensors"), |tensors| {
                         let words = tensors["shared.weight"].to_dtype(DType::U8).expect("converts");
                         tensors.insert("shared.weight".into(), words);
-                    })
+                    });
                 },
                 &["shared.weight is stored as U8", "F64, F32"],
             ),
@@ -161,9 +161,11 @@ fn a_flux_transformer_in_one_file_is_the_same() {
 fn a_file_that_is_no_flux_transformer_is_refused_in_words() {
     let other = fs::read(directory("qwen-family/image/kohya.safetensors")).expect("reads");
     refuses_single_file::<Flux>(NAME, &other, "holds no tensor of this family's transformer");
-    let lacks: Change = |tensors| tensors.retain(|name, _| !name.contains("double_blocks.0.img_attn.qkv.weight"));
     let wrong: [(Change, &str); 6] = [
-        (lacks, "transformer.transformer_blocks.0.attn.to_q.weight"),
+        (
+            |tensors| tensors.retain(|name, _| !name.contains("double_blocks.0.img_attn.qkv.weight")),
+            "transformer.transformer_blocks.0.attn.to_q.weight",
+        ),
         // FLUX.1-dev.
         (
             |tensors| _ = tensors.insert(format!("{PREFIX}guidance_in.in_layer.weight"), zeros(&[32, 256])),
