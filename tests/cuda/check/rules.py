@@ -271,6 +271,36 @@ def memory_that_is_not_allocated_breaks_the_device(driver):
     breaks(driver, 700, lambda: driver.launch(copy, [1], [17], [driver.empty(64), driver.empty(68)]))  # CUDA_ERROR_ILLEGAL_ADDRESS
 
 
+ASYNC = """.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry groups(.param .u64 from, .param .u64 to)
+{
+.shared .align 16 .b8 kept[48];
+.reg .u64 a, b; .reg .u32 s; .reg .b32 v; ld.param.u64 a, [from]; ld.param.u64 b, [to]; mov.u32 s, kept; bar.sync 0;
+st.shared.u32 [s], 7; st.shared.u32 [s+16], 7; st.shared.u32 [s+32], 7;
+cp.async.cg.shared.global [s], [a], 16; cp.async.commit_group;
+cp.async.cg.shared.global [s+16], [a], 16, 4; cp.async.commit_group;
+cp.async.ca.shared.global [s+32], [a], 4;
+ld.shared.u32 v, [s]; st.global.u32 [b], v;
+cp.async.wait_group 1;
+ld.shared.u32 v, [s]; st.global.u32 [b+4], v; ld.shared.u32 v, [s+16]; st.global.u32 [b+8], v;
+cp.async.wait_all;
+ld.shared.u32 v, [s+16]; st.global.u32 [b+12], v; ld.shared.u32 v, [s+20]; st.global.u32 [b+16], v; ld.shared.u32 v, [s+32]; st.global.u32 [b+20], v;
+ret;
+}
+"""
+
+
+@device(MODE="lazy")
+def copies_to_shared_memory_are_there_when_their_group_is_waited_for(driver):
+    values, out = driver.buffer([1, 2, 3, 4], "I"), driver.empty(24)
+    driver.launch(driver.function(driver.module(ASYNC), "groups"), [1], [1], [values, out])
+    driver.synchronize()
+    # The second group has four bytes and zeros, the last copy is of no group until all is waited for.
+    assert out.read("I") == [7, 1, 7, 1, 0, 1], out.read("I")
+
+
 @device(FAIL_AFTER=2)
 def a_device_breaks_when_it_is_told_to(driver):
     copy = driver.function(driver.module(COPY), "copy")

@@ -2,9 +2,39 @@
 #include "driver.h"
 #include "numbers.h"
 #include <algorithm>
+#include <deque>
 
 // As `ptx.h` has them.
 enum { DONE, AT_BARRIER, AT_SHUFFLE, AT_VOTE, AT_WARP, AT_MMA, AT_LDMATRIX, RUNNING };
+
+// Copies of a thread from global to shared memory, which are done when it waits for their group: no sooner, as a card may have it.
+struct Copies {
+    struct Copy {
+        uint8_t *to;
+        const uint8_t *from;
+        uint32_t bytes, of;
+    };
+    std::vector<Copy> open; // of no group yet
+    std::deque<std::vector<Copy>> groups;
+};
+extern "C" {
+void sim_copy_late(void *copies, uint8_t *to, const uint8_t *from, uint32_t bytes, uint32_t of) {
+    ((Copies *)copies)->open.push_back({to, from, bytes, of});
+}
+void sim_end_group(void *copies) {
+    auto *all = (Copies *)copies;
+    all->groups.push_back(std::move(all->open));
+    all->open.clear();
+}
+void sim_await_groups(void *copies, uint32_t left) {
+    auto &groups = ((Copies *)copies)->groups;
+    for (; groups.size() > left; groups.pop_front())
+        for (const auto &copy : groups.front()) {
+            memcpy(copy.to, copy.from, copy.bytes);
+            memset(copy.to + copy.bytes, 0, copy.of - copy.bytes);
+        }
+}
+}
 
 // Calls `each` with every lane of a warp that is among `members`, a bit for each.
 template <typename F>
@@ -105,6 +135,12 @@ static void load_matrices(Thread *warp, const uint8_t *shared, uint32_t shared_b
                 return;
             }
         }
+    for (int matrix = 0; matrix < count; matrix++) {
+        // Eight rows are read at once where they lie in different banks: 32 of 4 bytes, of which a row takes four.
+        uint32_t banks = 0;
+        for (int row = 0; row < 8; row++) banks |= 1u << warp[matrix * 8 + row].val / 16 % 8;
+        if (banks != 0xff) sim_count("bank conflict of ldmatrix");
+    }
     for (int matrix = 0; matrix < count; matrix++)
         for (int lane = 0; lane < 32; lane++) {
             uint32_t pair = 0;
@@ -134,7 +170,7 @@ static void exchange(Thread *warp, uint32_t members, const Block &block, const c
 static bool waits_in_warp(const Thread &thread) { return thread.status >= AT_SHUFFLE && thread.status <= AT_LDMATRIX; }
 
 static void run_meeting(const Kernel &kernel, const char *name, const Block &block, std::vector<Thread> &threads, std::vector<uint8_t> &state,
-                        std::vector<uint8_t> &local) {
+                        std::vector<uint8_t> &local, std::vector<Copies> &copies) {
     int count = block.ntid[0] * block.ntid[1] * block.ntid[2], index = 0;
     for (uint32_t z = 0; z < block.ntid[2]; z++)
         for (uint32_t y = 0; y < block.ntid[1]; y++)
@@ -142,24 +178,27 @@ static void run_meeting(const Kernel &kernel, const char *name, const Block &blo
                 threads[index] = Thread{{x, y, z}};
                 threads[index].status = RUNNING;
                 threads[index].local = local.data() + (size_t)index * kernel.local;
+                if (is_lazy()) {
+                    copies[index] = Copies{};
+                    threads[index].copies = &copies[index];
+                }
             }
     for (;;) {
         int waiting = 0;
         for (int first = 0; first < count; first += 32) {
             int end = std::min(count, first + 32);
             for (;;) {
-                for (int i = first; i < end; i++)
-                    if (threads[i].status == RUNNING) threads[i].status = kernel.step(&block, &threads[i], state.data() + (size_t)i * kernel.state);
-                if (faulted()) return;
                 // The place with the lowest number goes first: those before it may still come to where the others wait.
                 int place = 1 << 30;
                 uint32_t members = 0;
                 for (int i = first; i < end; i++) {
-                    const Thread &thread = threads[i];
+                    Thread &thread = threads[i];
+                    if (thread.status == RUNNING) thread.status = kernel.step(&block, &thread, state.data() + (size_t)i * kernel.state);
                     if (!waits_in_warp(thread) || thread.pc > place) continue;
                     if (thread.pc < place) place = thread.pc, members = 0;
                     members |= 1u << (i - first);
                 }
+                if (faulted()) return;
                 if (!members) break;
                 exchange(&threads[first], members, block, name);
             }
@@ -180,6 +219,7 @@ void run_grid(const Kernel &kernel, const char *name, const uint8_t *params, con
     Block block{params, aligned, {ntid[0], ntid[1], ntid[2]}, {0, 0, 0}, {grid[0], grid[1], grid[2]}, shared_bytes};
     size_t count = (size_t)ntid[0] * ntid[1] * ntid[2];
     std::vector<Thread> threads;
+    std::vector<Copies> copies(is_lazy() && kernel.meets ? count : 0);
     if (kernel.meets) {
         threads.resize(count);
         state.resize(count * kernel.state + 64);
@@ -193,7 +233,7 @@ void run_grid(const Kernel &kernel, const char *name, const uint8_t *params, con
         block.ctaid[2] = at / grid[0] / grid[1];
         // What one block left in shared memory is no other block's.
         if (is_poisoned()) memset(shared.data(), 0xff, shared.size());
-        if (kernel.meets) run_meeting(kernel, name, block, threads, state, local);
+        if (kernel.meets) run_meeting(kernel, name, block, threads, state, local, copies);
         else kernel.run_block(&block);
     }
 }

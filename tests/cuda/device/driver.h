@@ -90,6 +90,7 @@ struct Thread {
     uint8_t pred;
     uint8_t *local;
     uint32_t in[12], outs[8];
+    struct Copies *copies; // that have not been waited for, where they are late; else null
 };
 struct Kernel {
     int static_shared = 0; // declared; in `shared` as well, up to where a launch's own begins

@@ -36,7 +36,7 @@ static inline float odd32(double d) {
     return as_f32(as_u32(f) + (fabs((double)f) < fabs(d) ? 1 : -1));
 }
 static inline uint16_t d2h(double d) { return f2h(odd32(d)); }
-// x*y + z in f64 rounded to odd, of halves, whose product f64 has exactly.
+// x*y + z in f64 rounded to odd, of f32 and halves, whose product f64 has exactly.
 static inline double fma_odd(float x, float y, float z) {
     double product = (double)x * y, sum = product + z;
     double part = sum - product, missing = (product - (sum - part)) + ((double)z - part);
@@ -105,8 +105,15 @@ static inline float rp32(double d) {
         fesetround(FE_TONEAREST);                                                                                                  \
         return r;                                                                                                                  \
     }
-ROUNDED(rounded32, float, fmaf)
+ROUNDED(slowly_rounded32, float, fmaf)
 ROUNDED(rounded64, double, fma)
+// In f64 first, exactly or rounded to odd, which f32 then rounds as from the exact value; the processor's own mode takes a hundred times as long to change. A
+// zero's sign is the mode's, and quotients are no sums.
+static inline float rounded32(int mode, char operation, float a, float b, float c) {
+    double exact = operation == '+' ? fma_odd(a, 1, b) : operation == '-' ? fma_odd(a, 1, -b) : operation == '*' ? (double)a * b : fma_odd(a, b, c);
+    if (operation == '/' || exact == 0) return slowly_rounded32(mode, operation, a, b, c);
+    return mode == FE_DOWNWARD ? rm32(exact) : mode == FE_UPWARD ? rp32(exact) : rz32(exact);
+}
 #define WHOLE_TO_F32(name, T)                                                                                                      \
     static inline float name(int mode, T value) {                                                                                  \
         volatile T whole = value;                                                                                                  \
@@ -184,6 +191,7 @@ typedef struct {
     uint8_t pred;
     uint8_t *local;
     uint32_t in[12], outs[8];
+    void *copies;
 } Thread_;
 typedef struct {
     const uint8_t *param;
@@ -191,6 +199,18 @@ typedef struct {
     uint32_t ntid[3], ctaid[3], nctaid[3];
     uint32_t shared_bytes;
 } Block_;
+// A thread's copies from global to shared memory: where they are late (`copies` is not null), a group of them is there when the thread waits for it.
+extern void sim_copy_late(void *copies, uint8_t *to, const uint8_t *from, uint32_t bytes, uint32_t of);
+extern void sim_end_group(void *copies);
+extern void sim_await_groups(void *copies, uint32_t left);
+static inline void copy_(void *copies, uint8_t *to, const uint8_t *from, uint32_t bytes, uint32_t of) {
+    if (copies) {
+        sim_copy_late(copies, to, from, bytes, of);
+        return;
+    }
+    memcpy(to, from, bytes);
+    memset(to + bytes, 0, of - bytes);
+}
 // In strict mode every access is checked; where it is none of the device's, the device has a fault and the thread ends.
 #ifdef CHECKED
 extern void sim_check(const void *p, int bytes, int value_bytes, const char *kernel);

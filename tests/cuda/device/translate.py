@@ -722,11 +722,15 @@ class Kernel:
             out = " ".join(wr(r, f"T->outs[{i}]", "b32") for i, r in enumerate(self.vec(a[0])))
             return ("AT_LDM", [("mode", str(n | 8 * int("trans" in mods))), ("val", f"(uint32_t)({ad}-B->shared)")], out)
         if k == "cp" and mods[0] == "async":
-            if mods[1] in ("commit_group", "wait_group", "wait_all"):
-                return ";"
+            if mods[1] == "commit_group":
+                return "if (T->copies) sim_end_group(T->copies);"
+            if mods[1] in ("wait_group", "wait_all"):
+                left = "0" if mods[1] == "wait_all" else a[0]
+                return f"if (T->copies) {{ {'sim_end_group(T->copies); ' if mods[1] == 'wait_all' else ''}sim_await_groups(T->copies, {left}); }}"
             dst, src, n = self.address(a[0], "shared"), self.address(a[1], "global"), a[2]
             size = rd(a[3], "u32") if len(a) > 3 else n
-            return f"{{ uint8_t *d_ = {dst}; const uint8_t *p_ = {src}; uint32_t n_ = {size}; if (check_shared_(d_, {n}, {n})) goto end_; memset(d_, 0, {n}); if (n_) {{ if (check_(p_, n_, {n})) goto end_; memcpy(d_, p_, n_); }} }}"
+            checks = f"if (check_shared_(d_, {n}, {n})) goto end_; if (n_ && check_(p_, n_, {n})) goto end_;"
+            return f"{{ uint8_t *d_ = {dst}; const uint8_t *p_ = {src}; uint32_t n_ = {size}; {checks} copy_(T->copies, d_, p_, n_, {n}); }}"
         if k == "call":
             return "/* assert or printf */ ;"
         raise SyntaxError(whole)
@@ -852,7 +856,9 @@ class Kernel:
         )
         body = []
         live = self.liveness() if yields else {}
-        saved = sorted({r for i in yields for r in live[i]})
+        # Where threads meet often, as around tensor cores, to keep what is live would be most of the work: registers are then the state itself.
+        in_state = sum(len(live[i]) for i in yields) > 4000
+        saved = [*self.regs, "CC"] if in_state else sorted({r for i in yields for r in live[i]})
         for i, (kind, c, uses, defs, p) in enumerate(self.code):
             if kind == "label":
                 body.append(f"{self.lab(c)}:;")
@@ -862,7 +868,7 @@ class Kernel:
                 continue
             what, fields, after = c
             n = yields.index(i) + 1
-            keep = [r for r in live[i]]
+            keep = [] if in_state else live[i]
             s = " ".join(f"T->{f} = {e};" for f, e in fields) + " " + " ".join(f"S->{r} = {r};" for r in keep)
             s += f" T->pc = {n}; return {what}; case {n}:; " + " ".join(f"{r} = S->{r};" for r in keep) + " " + (after or "")
             body.append(f"if ({p}) {{ {s} }}" if p else s)
@@ -872,7 +878,7 @@ class Kernel:
             )
             out += [f"static inline void thread_(const Block_ *B, const Thread_ *T) {{ {head} {loc} {decl}"] + body + ["end_:; }"]
             out += [
-                "void run_block(const Block_ *B) { Thread_ t_, *T = &t_;",
+                "void run_block(const Block_ *B) { Thread_ t_, *T = &t_; T->copies = 0;",
                 "for (T->tid[2] = 0; T->tid[2] < B->ntid[2]; T->tid[2]++) for (T->tid[1] = 0; T->tid[1] < B->ntid[1]; T->tid[1]++) for (T->tid[0] = 0; T->tid[0] < B->ntid[0]; T->tid[0]++) thread_(B, T); }",
             ]
             info += " const int state_size = 0, local_size = 0; int step(const Block_ *B, Thread_ *T, void *S) { return 0; }"
@@ -882,6 +888,9 @@ class Kernel:
                 + " ".join(f'{CT[self.regs.get(r, "u32")] if r != "CC" else "unsigned"} {r};' for r in saved)
                 + " char pad_; } State_;"
             )
+            if in_state:
+                out += [f"#define {r} S->{r}" for r in saved]
+                decl = ""
             out += (
                 [
                     f"int step(const Block_ *B, Thread_ *T, void *s_) {{ State_ *S = s_; {head} uint8_t *L_ = T->local; (void)L_; {decl}",
