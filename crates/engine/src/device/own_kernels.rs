@@ -218,6 +218,11 @@ pub(super) mod tests {
             (1, 77, 77, 2, 24, true),
             (2, 1, 1, 3, 8, true),
             (1, 17, 200, 1, 96, false),
+            // Several blocks of queries, and pieces that end within one, at its end, and behind it.
+            (1, 200, 128, 1, 16, false),
+            (1, 140, 129, 1, 64, true),
+            (1, 129, 300, 1, 128, true),
+            (2, 66, 145, 2, 32, false),
         ];
         for dtype in [DType::F16, DType::BF16] {
             for (batch, tokens, places, heads, width, causal) in cases {
@@ -228,6 +233,32 @@ pub(super) mod tests {
                 let ours = attention(&on(&query)?, &on(&key)?, &on(&value)?, causal).expect("a kernel")?;
                 let off = furthest(&doubles(&ours)?, &exact_attention(&query, &key, &value, causal)?);
                 assert!(off <= rounding(dtype), "{dtype:?} {batch} {tokens} {places} {heads} {width} {causal}: off by {off}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Weights are relative to a score that is left behind when scores grow; a row's bits are its own all the same.
+    #[test]
+    fn scores_that_grow_from_piece_to_piece_are_weighed_anew() -> Result<()> {
+        let device = on_gpu()?;
+        for (places, width) in [(300, 40), (200, 128), (200, 80)] {
+            let growing: Vec<f32> = (0..places).map(|place| place as f32 / 20.0).collect();
+            let growing = Tensor::from_vec(growing, (1, places, 1, 1), &Device::Cpu)?;
+            let dtype = DType::F16;
+            let query = drawn(&[1, 40, 1, width], dtype)?;
+            let key = drawn(&[1, places, 1, width], DType::F32)?.broadcast_mul(&growing)?.to_dtype(dtype)?;
+            let value = drawn(&[1, places, 1, width], dtype)?;
+            let [query_there, key_there, value_there] = [&query, &key, &value].map(|tensor| tensor.to_device(&device));
+            let query_there = query_there?;
+            let key_there = key_there?;
+            let value_there = value_there?;
+            let ours = attention(&query_there, &key_there, &value_there, false).expect("a kernel")?;
+            let off = furthest(&doubles(&ours)?, &exact_attention(&query, &key, &value, false)?);
+            assert!(off <= rounding(dtype), "{places} {width}: off by {off}");
+            for token in [0, 7, 39] {
+                let alone = attention(&query_there.narrow(1, token, 1)?, &key_there, &value_there, false).expect("a kernel")?;
+                assert_eq!(doubles(&alone)?, doubles(&ours.narrow(1, token, 1)?.contiguous()?)?, "{places} {width} {token}");
             }
         }
         Ok(())

@@ -7,10 +7,9 @@ use cudarc::driver::{CudaSlice, CudaStream, CudaView, DriverError, LaunchConfig,
 use super::modules::{HalfElement, Module, kernel};
 
 /// Head widths that there are kernels for; one between two of them takes the wider, with zeros.
-const WIDTHS: [usize; 8] = [16, 32, 48, 64, 80, 96, 128, 160];
-/// Of a block, and the queries that it takes.
+const WIDTHS: [usize; 8] = [16, 32, 40, 64, 80, 96, 128, 160];
+/// Of a block.
 const THREADS: u32 = 128;
-const QUERIES: usize = 64;
 /// Values that are read at once.
 const AT_ONCE: usize = 8;
 
@@ -67,7 +66,7 @@ impl FlashAttention {
         if !out.is_empty() {
             let padded = WIDTHS.into_iter().find(|padded| *padded >= width).unwrap_or(width);
             let function = kernel(stream.context(), Module::Flash, &format!("attend_{padded}_{}", T::NAME))?;
-            let grid_dim = (tokens.div_ceil(QUERIES) as u32, heads as u32, batch as u32);
+            let grid_dim = (tokens.div_ceil(queries_of_block(padded)) as u32, heads as u32, batch as u32);
             let scale = (width as f32).sqrt().recip() * std::f32::consts::LOG2_E;
             let [tokens, places, heads, width] = [tokens, places, heads, width].map(|side| side as i32);
             let [query_stride, place_stride] = [query_stride, place_stride].map(|stride| stride as i32);
@@ -81,5 +80,13 @@ impl FlashAttention {
             unsafe { launch.launch(config)? };
         }
         Ok(out)
+    }
+}
+
+/// How many queries a block of the kernel for this width takes: `Plan` in `flash.cu` has it so.
+const fn queries_of_block(width: usize) -> usize {
+    match width {
+        80 | 160 => 64,
+        _ => 128,
     }
 }
