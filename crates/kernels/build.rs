@@ -8,7 +8,8 @@ use std::process::Command;
 
 /// The oldest GPUs that the kernels are for: `mma` of 16x8x16 and `cp.async` begin there. Drivers translate the PTX for all newer ones.
 const ARCHITECTURE: &str = "compute_80";
-const KERNELS: [&str; 8] = ["channels_last", "epilogue", "flash", "fp8", "gguf", "group_norm", "modulation", "norm_rope"];
+const KERNELS: [&str; 9] =
+    ["channels_last", "epilogue", "flash", "fp8", "gated", "gguf", "group_norm", "modulation", "norm_rope"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -1,6 +1,6 @@
 //! What stands between layers, value by value: our own kernels on the CPU in f32, candle's on any other device.
 
-use atelier_kernels::elementwise;
+use atelier_kernels::elementwise::{self, Gate};
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::sigmoid;
 
@@ -21,6 +21,11 @@ pub(super) fn geglu(both: &Tensor) -> Result<Tensor> {
 /// [`geglu`] of what `linear` makes of `input`, (B, T, in).
 pub(super) fn geglu_of(linear: &Linear, input: &Tensor) -> Result<Tensor> {
     if input.device().is_cuda() {
+        if let Some([values, gates]) = linear.halves()?
+            && let Some(done) = at_once(Gate::Gelu, &[([&values, &gates], input)])
+        {
+            return done;
+        }
         let (both, bias) = linear.before_bias(input)?;
         if let Some(gated) = bias.and_then(|bias| device::geglu(&both, bias)) {
             return gated;
@@ -29,8 +34,40 @@ pub(super) fn geglu_of(linear: &Linear, input: &Tensor) -> Result<Tensor> {
     geglu(&linear.forward(input)?)
 }
 
+/// A gated layer: what the first makes of `input`, times what `gate` makes of what the second makes of it. `input`: (..., in). Returns (..., out).
+pub(super) fn gated(gate: Gate, [values, gates]: [&Linear; 2], input: &Tensor) -> Result<Tensor> {
+    if let Some(done) = at_once(gate, &[([values, gates], input)]) {
+        return done;
+    }
+    opened(gate, &gates.forward(input)?, &values.forward(input)?)
+}
+
+/// [`gated`] of two behind each other, each with what it gets, (1, T, in). Returns (1, the tokens of both, out).
+pub(super) fn gated_joined(gate: Gate, both: [([&Linear; 2], &Tensor); 2]) -> Result<Tensor> {
+    if let Some(done) = at_once(gate, &both) {
+        return done;
+    }
+    let [values, gates] = [0, 1].map(|part| Linear::joined(both.map(|(layers, input)| (layers[part], input)), false));
+    opened(gate, &gates?, &values?)
+}
+
+/// `None` where a weight is not whole, or there is no kernel for them.
+fn at_once(gate: Gate, layers: &[([&Linear; 2], &Tensor)]) -> Option<Result<Tensor>> {
+    let operands = layers.iter().map(|(layers, input)| Some([layers[0].operands(input)?, layers[1].operands(input)?]));
+    device::gated(&operands.collect::<Option<Vec<_>>>()?, gate)
+}
+
+fn opened(gate: Gate, gates: &Tensor, values: &Tensor) -> Result<Tensor> {
+    match gate {
+        Gate::Silu => swiglu(gates, values),
+        Gate::Gelu => gates.gelu_erf()? * values,
+        // Candle's gelu is the one with tanh.
+        Gate::GeluTanh => gates.gelu()? * values,
+    }
+}
+
 /// `SwiGLU` (Shazeer 2020): silu of `gate` times `values`, both of one shape.
-pub(super) fn swiglu(gate: &Tensor, values: &Tensor) -> Result<Tensor> {
+fn swiglu(gate: &Tensor, values: &Tensor) -> Result<Tensor> {
     if !is_ours(gate) || gate.dims() != values.dims() {
         return gate.silu()? * values;
     }
@@ -81,15 +118,28 @@ mod tests {
         let dense = hidden.contiguous()?;
         assert_close(&silu(&hidden)?, &dense.silu()?)?;
         let other = hidden.narrow(1, 0, 20)?;
-        let gated = (dense.narrow(1, 20, 20)?.silu()? * dense.narrow(1, 0, 20)?)?;
-        assert_close(&swiglu(&hidden.narrow(1, 20, 20)?, &other)?, &gated)?;
+        let product = (dense.narrow(1, 20, 20)?.silu()? * dense.narrow(1, 0, 20)?)?;
+        assert_close(&swiglu(&hidden.narrow(1, 20, 20)?, &other)?, &product)?;
         assert_close(&leaky_relu(&hidden, 0.2)?, &dense.maximum(&(&dense * 0.2)?)?)?;
         assert_close(&quick_gelu(&hidden)?, &(&dense * sigmoid(&(&dense * 1.702)?)?)?)?;
         let gate = dense.narrow(D::Minus1, 276, 276)?.contiguous()?.gelu_erf()?;
-        let gated = (dense.narrow(D::Minus1, 0, 276)? * gate)?;
-        assert_close(&geglu(&hidden)?, &gated)?;
+        let product = (dense.narrow(D::Minus1, 0, 276)? * gate)?;
+        assert_close(&geglu(&hidden)?, &product)?;
         let bias = Tensor::randn(0.0_f32, 1.0, 552, &Device::Cpu)?;
         let identity = Linear::of(Tensor::eye(552, dense.dtype(), &Device::Cpu)?, Some(bias.clone()));
-        assert_close(&geglu_of(&identity, &hidden)?, &geglu(&dense.broadcast_add(&bias)?)?)
+        assert_close(&geglu_of(&identity, &hidden)?, &geglu(&dense.broadcast_add(&bias)?)?)?;
+        let halves = identity.halves()?.expect("a whole weight");
+        let layers = halves.each_ref();
+        let values = layers[0].forward(&dense)?;
+        let gates = layers[1].forward(&dense)?;
+        let opened = [(Gate::Gelu, gates.gelu_erf()?), (Gate::GeluTanh, gates.gelu()?), (Gate::Silu, gates.silu()?)];
+        for (gate, open) in opened {
+            let exact = (&values * open)?;
+            assert_close(&gated(gate, layers, &hidden)?, &exact)?;
+            let parts = [dense.narrow(0, 0, 1)?, dense.narrow(0, 1, 1)?];
+            let joined = gated_joined(gate, parts.each_ref().map(|part| (layers, part)))?;
+            assert_close(&joined, &Tensor::cat(&[exact.narrow(0, 0, 1)?, exact.narrow(0, 1, 1)?], 1)?)?;
+        }
+        Ok(())
     }
 }

@@ -13,6 +13,8 @@ mod epilogue;
 #[cfg(feature = "cuda")]
 mod fp8;
 #[cfg(feature = "cuda")]
+mod gated;
+#[cfg(feature = "cuda")]
 mod gguf;
 #[cfg(feature = "cuda")]
 mod matmul;
@@ -39,11 +41,13 @@ pub(super) use self::channels_last::{doubled_last, joined_last};
 pub(super) use self::convolution::convolution;
 #[cfg(not(feature = "cuda"))]
 pub(super) use self::elsewhere::{
-    add_bias, add_gated, add_gated_modulate, convolution, doubled_last, geglu, joined_last, linear, linear_gelu,
+    add_bias, add_gated, add_gated_modulate, convolution, doubled_last, gated, geglu, joined_last, linear, linear_gelu,
     linears_joined, modulate, norm_rope,
 };
 #[cfg(feature = "cuda")]
 pub(super) use self::epilogue::{add_bias, geglu};
+#[cfg(feature = "cuda")]
+pub(super) use self::gated::gated;
 #[cfg(feature = "cuda")]
 pub(super) use self::matmul::{linear, linear_gelu, linears_joined};
 pub(super) use self::memory_order::{

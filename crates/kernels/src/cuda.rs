@@ -7,6 +7,7 @@ pub mod convolution;
 mod descriptions;
 pub mod epilogue;
 pub mod fp8;
+pub mod gated;
 pub mod gguf;
 pub mod graph;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -4,6 +4,17 @@ use rayon::prelude::*;
 
 use crate::vectors::{Rounding, exp, vectorised};
 
+/// What opens a gate of a gated linear unit (Shazeer 2020, "GLU Variants Improve Transformer").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// x·Φ(x), exactly (Hendrycks and Gimpel 2016): GEGLU.
+    Gelu,
+    /// The same by tanh, as T5 has it.
+    GeluTanh,
+    /// x·sigmoid(x): `SwiGLU`.
+    Silu,
+}
+
 /// `input`: (T, 2·width), values before gates. Returns value·gelu(gate): (T, width).
 #[must_use]
 pub fn geglu(input: &[f32], width: usize) -> Vec<f32> {

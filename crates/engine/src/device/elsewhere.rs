@@ -1,6 +1,7 @@
-//! What a build without the feature `cuda` has in place of kernels: none. `channels_last.rs`, `convolution.rs`, `epilogue.rs`, `modulation.rs`,
-//! `norm_rope.rs` and `matmul.rs` say what they do.
+//! What a build without the feature `cuda` has in place of kernels: none. `channels_last.rs`, `convolution.rs`, `epilogue.rs`, `gated.rs`,
+//! `modulation.rs`, `norm_rope.rs` and `matmul.rs` say what they do.
 
+use atelier_kernels::elementwise::Gate;
 use candle_core::{Result, Tensor};
 
 pub(crate) fn convolution(
@@ -66,5 +67,9 @@ pub(crate) fn linear_gelu(_: (&Tensor, &Tensor, Option<&Tensor>)) -> Option<Resu
 }
 
 pub(crate) fn linears_joined(_: [(&Tensor, &Tensor, Option<&Tensor>); 2], _: bool) -> Option<Result<Tensor>> {
+    None
+}
+
+pub(crate) fn gated(_: &[[(&Tensor, &Tensor, Option<&Tensor>); 2]], _: Gate) -> Option<Result<Tensor>> {
     None
 }

@@ -51,6 +51,13 @@ impl Linear {
         Ok(Self { weight, bias: self.bias.as_ref().map(|bias| bias.narrow(0, first, count)).transpose()? })
     }
 
+    /// The layers of the first and of the second half of its outputs, over the same memory. `None` where the weight is not whole.
+    pub(crate) fn halves(&self) -> Result<Option<[Self; 2]>> {
+        let Weight::Whole(unbiased) = &self.weight else { return Ok(None) };
+        let half = unbiased.weight().dim(0)? / 2;
+        Ok(Some([self.rows(0, half)?, self.rows(half, half)?]))
+    }
+
     /// `input`: (..., in). Returns (..., out).
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         self.run(input, None)
@@ -82,7 +89,7 @@ impl Linear {
     }
 
     /// `None` where the weight is not whole.
-    fn operands<'a>(&'a self, input: &'a Tensor) -> Option<Operands<'a>> {
+    pub(crate) fn operands<'a>(&'a self, input: &'a Tensor) -> Option<Operands<'a>> {
         match &self.weight {
             Weight::Whole(unbiased) => Some((input, unbiased.weight(), self.bias.as_ref())),
             Weight::Packed(_) => None,

@@ -1,10 +1,12 @@
 //! T5's encoder: tokens of a prompt to hidden states that see the whole of it.
 
+use atelier_kernels::elementwise::Gate;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::ops::{rms_norm, softmax_last_dim};
 use candle_nn::{Embedding, Module, VarBuilder, embedding};
 use serde::Deserialize;
 
+use crate::activations::gated;
 use crate::layers::{Linear, linear_b};
 
 /// `text_encoder_2/config.json` of transformers' `T5EncoderModel`.
@@ -138,9 +140,7 @@ impl Block {
         let eps = config.layer_norm_epsilon as f32;
         let hidden = (hidden + self.attend(&rms_norm(hidden, &self.attention_norm, eps)?, bias, config.num_heads)?)?;
         let inner = rms_norm(&hidden, &self.feed_forward_norm, eps)?;
-        // Candle's gelu is the one with tanh.
-        let gated = (self.gate.forward(&inner)?.gelu()? * self.up.forward(&inner)?)?;
-        hidden + self.down.forward(&gated)?
+        hidden + self.down.forward(&gated(Gate::GeluTanh, [&self.up, &self.gate], &inner)?)?
     }
 
     /// Scores are not scaled; the softmax is in f32.

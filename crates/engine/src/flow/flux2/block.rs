@@ -1,10 +1,11 @@
 //! The blocks of the transformer: those in which text and image have layers of their own, and those that both go through as one.
 
+use atelier_kernels::elementwise::Gate;
 use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::TransformerConfig;
-use crate::activations::swiglu;
+use crate::activations::{gated, gated_joined};
 use crate::attention::attend;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear_b};
@@ -83,9 +84,10 @@ impl DoubleBlock {
         let change = joined([&text.out, &image.out], &attended, text_tokens)?;
         let [tokens, modulated] = add_gated_modulate((tokens, &change), counts, [parts(0), parts(1)], *eps)?;
         let both = [&text.feed_forward, &image.feed_forward];
-        let gate = joined(both.map(|layers| &layers.gate), &modulated, text_tokens)?;
-        let values = joined(both.map(|layers| &layers.values), &modulated, text_tokens)?;
-        let change = joined(both.map(|layers| &layers.down), &swiglu(&gate, &values)?, text_tokens)?;
+        let [of_text, of_image] = parted(&modulated, text_tokens)?;
+        let layers = both.map(|layers| [&layers.values, &layers.gate]);
+        let inner = gated_joined(Gate::Silu, [(layers[0], &of_text), (layers[1], &of_image)])?;
+        let change = joined(both.map(|layers| &layers.down), &inner, text_tokens)?;
         add_gated(&tokens, &change, counts, parts(1))
     }
 }
@@ -118,9 +120,15 @@ impl Stream {
 
 /// What the text's layer makes of the first tokens, and behind it what the image's makes of the others.
 fn joined([text, image]: [&Linear; 2], tokens: &Tensor, text_tokens: usize) -> Result<Tensor> {
+    let [of_text, of_image] = parted(tokens, text_tokens)?;
+    Linear::joined([(text, &of_text), (image, &of_image)], false)
+}
+
+/// The text's tokens, which are the first, and the others.
+fn parted(tokens: &Tensor, text_tokens: usize) -> Result<[Tensor; 2]> {
     let of_text = tokens.narrow(1, 0, text_tokens)?.contiguous()?;
     let of_image = tokens.narrow(1, text_tokens, tokens.dim(1)? - text_tokens)?.contiguous()?;
-    Linear::joined([(text, &of_text), (image, &of_image)], false)
+    Ok([of_text, of_image])
 }
 
 /// diffusers' `Flux2SingleTransformerBlock`, whose first five layers are one there; what modulates it is of all such blocks.
@@ -168,7 +176,7 @@ impl SingleBlock {
         let query = turned(&self.query, &self.norm_query)?;
         let key = turned(&self.key, &self.norm_key)?;
         let attended = attend(&query, &key, &self.value.forward(&normed)?, self.heads)?;
-        let inner = swiglu(&self.gate.forward(&normed)?, &self.values.forward(&normed)?)?;
+        let inner = gated(Gate::Silu, [&self.values, &self.gate], &normed)?;
         modulation.add_gated(hidden, &self.out.forward(&Tensor::cat(&[&attended, &inner], D::Minus1)?)?)
     }
 }

@@ -1,11 +1,12 @@
 //! One layer of the transformer: attention and a feed-forward layer, each normed before and behind.
 
+use atelier_kernels::elementwise::Gate;
 use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::ops::rms_norm;
 
 use super::config::TransformerConfig;
-use crate::activations::silu;
+use crate::activations::gated;
 use crate::attention::attend;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear, linear_b};
@@ -95,7 +96,7 @@ impl Block {
         let attended = self.attend(&rms_norm(hidden, &norms.before_attention, self.eps)?, rope)?;
         let hidden = (hidden + rms_norm(&attended, &norms.behind_attention, self.eps)?)?;
         let inner = rms_norm(&hidden, &norms.before_feed_forward, self.eps)?;
-        let gated = (silu(&self.gate.forward(&inner)?)? * self.up.forward(&inner)?)?;
+        let gated = gated(Gate::Silu, [&self.up, &self.gate], &inner)?;
         hidden + rms_norm(&self.down.forward(&gated)?, &norms.behind_feed_forward, self.eps)?
     }
 

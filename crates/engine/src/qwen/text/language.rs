@@ -1,12 +1,13 @@
 //! The text model of Qwen2.5-VL or Qwen3, run once over a whole prompt: no cache, no logits.
 
+use atelier_kernels::elementwise::Gate;
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 use candle_nn::rotary_emb::rope;
 use candle_nn::{Embedding, Module, RmsNorm, VarBuilder, embedding, rms_norm};
 
 use super::positions::Position;
-use crate::activations::silu;
+use crate::activations::gated;
 use crate::attention::causal_mask;
 use crate::layers::{Linear, linear_b};
 use crate::qwen::text_config::LanguageConfig;
@@ -172,8 +173,7 @@ impl Layer {
     fn forward(&self, hidden: &Tensor, mask: &Tensor, angles: (&Tensor, &Tensor)) -> Result<Tensor> {
         let hidden = (hidden + self.attend(&self.input_norm.forward(hidden)?, mask, angles)?)?;
         let inner = self.after_norm.forward(&hidden)?;
-        let gated = (silu(&self.gate.forward(&inner)?)? * self.up.forward(&inner)?)?;
-        hidden + self.down.forward(&gated)?
+        hidden + self.down.forward(&gated(Gate::Silu, [&self.up, &self.gate], &inner)?)?
     }
 
     /// Heads of one key go together: (key heads, heads of each · tokens, width).

@@ -1,11 +1,12 @@
 //! The vision tower of Qwen2.5-VL: patches of one image to tokens of the text model's width.
 
+use atelier_kernels::elementwise::Gate;
 use candle_core::{DType, IndexOp, Result, Tensor};
 use candle_nn::rotary_emb::rope;
 use candle_nn::{Module, RmsNorm, VarBuilder, rms_norm};
 
 use super::patches::Patches;
-use crate::activations::silu;
+use crate::activations::gated;
 use crate::attention::attend;
 use crate::layers::{Linear, linear, linear_b};
 use crate::qwen::packing::Grid;
@@ -168,8 +169,7 @@ impl Block {
     fn forward(&self, hidden: &Tensor, segments: &[usize], angles: (&Tensor, &Tensor)) -> Result<Tensor> {
         let hidden = (hidden + self.attend(&self.norm1.forward(hidden)?, segments, angles)?)?;
         let inner = self.norm2.forward(&hidden)?;
-        let gated = (silu(&self.gate.forward(&inner)?)? * self.up.forward(&inner)?)?;
-        hidden + self.down.forward(&gated)?
+        hidden + self.down.forward(&gated(Gate::Silu, [&self.up, &self.gate], &inner)?)?
     }
 
     fn attend(&self, hidden: &Tensor, segments: &[usize], (cos, sin): (&Tensor, &Tensor)) -> Result<Tensor> {
