@@ -65,8 +65,9 @@ fn read_safetensors(
     if !problems.is_empty() {
         return Err(wrong(format!("is not of this model: {}", listed(&problems))));
     }
-    let ours: HashMap<&str, &str> = wanted.iter().map(|(place, (name, _))| (*name, *place)).collect();
-    let named = Named::open(path, |name| ours.get(name).map(|place| (*place).to_owned()))?;
+    let chosen: HashMap<String, String> =
+        wanted.iter().map(|(place, (name, _))| ((*name).to_owned(), (*place).to_owned())).collect();
+    let named = Named::of(file, |name| chosen.get(name).cloned())?;
     let read = Weights::of(&[named], kept)?;
     let tensors = read.tensors().iter();
     Ok(tensors.map(|(name, tensor)| (name.clone(), Found { tensor: tensor.clone(), blocks: None })).collect())

@@ -70,8 +70,10 @@ impl Weights {
         names: &SingleFile,
         (dtype, device): (DType, &Device),
     ) -> std::result::Result<Self, EngineError> {
-        let refused = TensorFile::open(file)?.tensors().find_map(|(name, _)| names.refused(&name));
-        let named = Named::open(file, |name| names.name(name))?;
+        let opened = TensorFile::open(file)?;
+        check_scales(&opened)?;
+        let refused = opened.tensors().find_map(|(name, _)| names.refused(&name));
+        let named = Named::of(opened, |name| names.name(name))?;
         let problem = refused.or_else(|| names.missing(named.names.iter().map(|(ours, _)| ours.as_str())));
         if let Some(problem) = problem {
             return Err(EngineError::Checkpoint { path: file.to_owned(), problem });
@@ -120,19 +122,17 @@ impl Weights {
         Ok(Self { tensors: Arc::new(copied.collect::<Result<_>>()?), dtype: DType::F32, device: self.device.clone() })
     }
 
-    /// Those whose names begin with `prefix` lie as a GPU takes them best: channels of convolutions last, and [joint](joint) attentions. Shapes and values
-    /// stay.
+    /// They lie as a GPU takes them best: channels of convolutions last, and [joint](joint) attentions. Shapes and values stay.
     ///
     /// # Errors
     /// When there is no memory.
-    pub(super) fn laid_out(self, prefix: &str) -> Result<Self> {
+    pub(super) fn laid_out(self) -> Result<Self> {
         // One by one: what lay otherwise is gone before the next one.
         let turned = Arc::unwrap_or_clone(self.tensors).into_iter().map(|(name, tensor)| {
-            let is_turned = name.starts_with(prefix) && is_best_channels_last(&tensor);
-            Ok((name, if is_turned { to_channels_last(&tensor)? } else { tensor }))
+            Ok((name, if is_best_channels_last(&tensor) { to_channels_last(&tensor)? } else { tensor }))
         });
         let mut tensors = turned.collect::<Result<_>>()?;
-        joint::join(&mut tensors, prefix)?;
+        joint::join(&mut tensors)?;
         Ok(Self { tensors: Arc::new(tensors), ..self })
     }
 
@@ -349,6 +349,11 @@ impl Named {
     pub(super) fn open(path: &Path, named: impl Fn(&str) -> Option<String>) -> std::result::Result<Self, EngineError> {
         let file = TensorFile::open(path)?;
         check_scales(&file)?;
+        Self::of(file, named)
+    }
+
+    /// As [`Self::open`] of a file in which [`check_scales`] has found none.
+    pub(super) fn of(file: TensorFile, named: impl Fn(&str) -> Option<String>) -> std::result::Result<Self, EngineError> {
         let mut names = Vec::new();
         for (name, dtype) in file.tensors() {
             let Some(ours) = named(&name) else { continue };
@@ -356,7 +361,7 @@ impl Named {
                 names.push((ours, name));
             } else if name.ends_with(".weight") {
                 // Other integers are tables that older transformers saved by mistake (`position_ids`).
-                return Err(EngineError::Checkpoint { path: path.to_owned(), problem: unread(&name, dtype) });
+                return Err(EngineError::Checkpoint { path: file.path().to_owned(), problem: unread(&name, dtype) });
             }
         }
         Ok(Self { file, names })
