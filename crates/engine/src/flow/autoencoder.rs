@@ -118,16 +118,22 @@ impl AutoencoderConfig {
 /// A loaded autoencoder.
 pub(super) struct Autoencoder {
     decoder: VaeDecoder,
-    /// Where the files have one.
-    encoder: Option<VaeEncoder>,
-    normed: Option<NormedLatents>,
+    latents: Latents,
     token_px: u32,
     device: Device,
     bytes: u64,
 }
 
-/// What latents of the loop are normed by: (4·channels,) each, f32.
+/// What an image becomes in the loop.
+enum Latents {
+    /// None: the files have no encoder.
+    Plain(Option<VaeEncoder>),
+    Normed(NormedLatents),
+}
+
+/// An encoder, and what its latents are normed by for the loop: (4·channels,) each, f32.
 struct NormedLatents {
+    encoder: VaeEncoder,
     mean: Tensor,
     deviation: Tensor,
 }
@@ -146,14 +152,21 @@ impl Autoencoder {
         let name = |name: &str| Some(canonical(&format!("vae.{name}")));
         let decoder = VaeConfig { block_out_channels: config.decoder_widths.clone(), ..config.vae.clone() };
         let (decoder, decoder_bytes) = build_from(&files, kept, name, |vb| VaeDecoder::new(&decoder, &vb.pp("vae")))?;
-        let is_normed = config.kind == Kind::Normalised;
-        let (encoder, encoder_bytes) = build_from(&files, kept, name, |vb| {
-            let encodes = is_normed || vb.contains_tensor("vae.encoder.conv_in.weight");
-            encodes.then(|| VaeEncoder::new(&config.vae, &vb.pp("vae"))).transpose()
-        })?;
-        let normed = if is_normed { Some(NormedLatents::read(&files, config, (kept.1, name))?) } else { None };
+        let (latents, encoder_bytes) = match config.kind {
+            Kind::Plain => {
+                let (encoder, bytes) = build_from(&files, kept, name, |vb| {
+                    let encodes = vb.contains_tensor("vae.encoder.conv_in.weight");
+                    encodes.then(|| VaeEncoder::new(&config.vae, &vb.pp("vae"))).transpose()
+                })?;
+                (Latents::Plain(encoder), bytes)
+            }
+            Kind::Normalised => {
+                let (encoder, bytes) = build_from(&files, kept, name, |vb| VaeEncoder::new(&config.vae, &vb.pp("vae")))?;
+                (Latents::Normed(NormedLatents::read(encoder, &files, config, (kept.1, name))?), bytes)
+            }
+        };
         let token_px = config.token_px() as u32;
-        Ok(Self { decoder, encoder, normed, token_px, device: kept.1.clone(), bytes: decoder_bytes + encoder_bytes })
+        Ok(Self { decoder, latents, token_px, device: kept.1.clone(), bytes: decoder_bytes + encoder_bytes })
     }
 
     /// Of its tensors.
@@ -163,7 +176,10 @@ impl Autoencoder {
 
     /// `latents`: (1, C, H, W), f32, as the loop has them. Returns the image, f32 around -1 to 1; in bands it is the same in a third of the memory.
     pub(super) fn decode(&self, latents: &Tensor, is_banded: bool) -> Result<Tensor> {
-        let latents = self.normed.as_ref().map_or(Ok(latents.clone()), |normed| normed.undone(latents))?;
+        let latents = match &self.latents {
+            Latents::Plain(_) => latents.clone(),
+            Latents::Normed(normed) => normed.undone(latents)?,
+        };
         if is_banded { self.decoder.decode_in_bands(&latents) } else { self.decoder.decode(&latents) }
     }
 
@@ -172,7 +188,11 @@ impl Autoencoder {
     /// # Errors
     /// [`EngineError::Request`] when the files have no encoder; or when there is no memory.
     pub(super) fn moments(&self, pixels: &Tensor) -> std::result::Result<Moments, EngineError> {
-        let Some(encoder) = &self.encoder else {
+        let encoder = match &self.latents {
+            Latents::Plain(encoder) => encoder.as_ref(),
+            Latents::Normed(normed) => Some(&normed.encoder),
+        };
+        let Some(encoder) = encoder else {
             let problem = "this model's VAE has no encoder: it cannot start from an image".into();
             return Err(EngineError::Request { field: "init_image", problem });
         };
@@ -185,9 +205,9 @@ impl Autoencoder {
     /// [`EngineError::Request`] when the image is too small or too long, or the model is shown none; or there is no memory.
     pub(super) fn encode(&self, image: &RgbImage) -> std::result::Result<Reference, EngineError> {
         let refused = |problem| EngineError::Request { field: "images", problem };
-        let shown_none = || refused("this model is shown none".to_owned());
-        let NormedLatents { mean, deviation } = self.normed.as_ref().ok_or_else(shown_none)?;
-        let encoder = self.encoder.as_ref().ok_or_else(shown_none)?;
+        let Latents::Normed(NormedLatents { encoder, mean, deviation }) = &self.latents else {
+            return Err(refused("this model is shown none".to_owned()));
+        };
         let image = prepared(image, self.token_px).map_err(refused)?;
         let grid = Grid::of_image(image.width(), image.height(), self.token_px as usize)?;
         let pixels = to_pixels(image.as_raw(), image.width() as usize, image.height() as usize, &self.device)?;
@@ -199,6 +219,7 @@ impl Autoencoder {
 
 impl NormedLatents {
     fn read(
+        encoder: VaeEncoder,
         files: &[PathBuf],
         config: &AutoencoderConfig,
         (device, name): (&Device, impl Fn(&str) -> Option<String>),
@@ -207,7 +228,7 @@ impl NormedLatents {
         let ([mean, variance], _) = build_from(files, (DType::F32, device), name, |vb| {
             Ok([vb.get(channels, "vae.bn.running_mean")?, vb.get(channels, "vae.bn.running_var")?])
         })?;
-        Ok(Self { mean, deviation: (variance + config.eps)?.sqrt()? })
+        Ok(Self { encoder, mean, deviation: (variance + config.eps)?.sqrt()? })
     }
 
     /// `latents`: (1, 4·C, H, W), normed. Returns (1, C, 2·H, 2·W), as the autoencoder has them.
