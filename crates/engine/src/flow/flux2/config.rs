@@ -127,3 +127,21 @@ fn two_thousand() -> f64 {
 fn epsilon() -> f64 {
     1e-6
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// FLUX.2-klein-4B's own file, without those of its keys that have the same value in `Flux2Transformer2DModel`.
+    #[test]
+    fn what_a_published_configuration_leaves_out_is_as_in_diffusers() {
+        let published = r#"{"_class_name": "Flux2Transformer2DModel", "_diffusers_version": "0.37.0.dev0", "attention_head_dim": 128,
+            "guidance_embeds": false, "in_channels": 128, "joint_attention_dim": 7680, "num_attention_heads": 24, "num_layers": 5,
+            "num_single_layers": 20, "patch_size": 1, "timestep_guidance_channels": 256}"#;
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), published).expect("writes");
+        let config: TransformerConfig = read(file.path(), TRANSFORMER).expect("reads");
+        assert_eq!((config.out_channels, config.axes_dims_rope, config.inner()), (None, [32; 4], 3 * 3072));
+        assert_eq!((config.mlp_ratio, config.rope_theta, config.eps), (3.0, 2000.0, 1e-6));
+    }
+}

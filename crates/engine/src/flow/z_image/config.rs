@@ -119,3 +119,21 @@ fn axes() -> [usize; 3] {
 fn positions() -> [usize; 3] {
     [1024, 512, 512]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Z-Image-Turbo's own file, without the keys that may be missing here.
+    #[test]
+    fn what_a_published_configuration_leaves_out_is_as_in_diffusers() {
+        let published = r#"{"_class_name": "ZImageTransformer2DModel", "_diffusers_version": "0.36.0.dev0", "all_f_patch_size": [1],
+            "all_patch_size": [2], "cap_feat_dim": 2560, "dim": 3840, "in_channels": 16, "n_heads": 30, "n_kv_heads": 30, "n_layers": 30,
+            "n_refiner_layers": 2, "qk_norm": true}"#;
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), published).expect("writes");
+        let config: TransformerConfig = read(file.path(), TRANSFORMER).expect("reads");
+        assert_eq!((config.axes_dims, config.axes_lens), ([32, 48, 48], [1024, 512, 512]));
+        assert_eq!((config.norm_eps, config.rope_theta, config.t_scale), (1e-5, 256.0, 1000.0));
+    }
+}
