@@ -1,6 +1,7 @@
 //! A checkpoint's tensors, resident and never changed, and the view of them through an overlay of changed ones.
 
 pub(super) mod joint;
+pub(super) mod laid_out;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -122,19 +123,17 @@ impl Weights {
         Ok(Self { tensors: Arc::new(copied.collect::<Result<_>>()?), dtype: DType::F32, device: self.device.clone() })
     }
 
-    /// Those whose names begin with `prefix` lie as a GPU takes them best: channels of convolutions last, and [joint](joint) attentions. Shapes and values
-    /// stay.
+    /// They lie as a GPU takes them best: channels of convolutions last, and [joint](joint) attentions. Shapes and values stay.
     ///
     /// # Errors
     /// When there is no memory.
-    pub(super) fn laid_out(self, prefix: &str) -> Result<Self> {
+    pub(super) fn laid_out(self) -> Result<Self> {
         // One by one: what lay otherwise is gone before the next one.
-        let turned = Arc::unwrap_or_clone(self.tensors).into_iter().map(|(name, tensor)| {
-            let is_turned = name.starts_with(prefix) && is_best_channels_last(&tensor);
-            Ok((name, if is_turned { to_channels_last(&tensor)? } else { tensor }))
-        });
+        let turned = Arc::unwrap_or_clone(self.tensors)
+            .into_iter()
+            .map(|(name, tensor)| Ok((name, if is_best_channels_last(&tensor) { to_channels_last(&tensor)? } else { tensor })));
         let mut tensors = turned.collect::<Result<_>>()?;
-        joint::join(&mut tensors, prefix)?;
+        joint::join(&mut tensors)?;
         Ok(Self { tensors: Arc::new(tensors), ..self })
     }
 

@@ -16,6 +16,7 @@ use crate::qwen::references::Reference;
 use crate::sd::config::VaeConfig;
 use crate::sd::vae::VaeDecoder;
 use crate::sd::vae_encoder::{Moments, VaeEncoder};
+use crate::weights::laid_out::laid_out;
 use crate::weights::{build_from, component_files};
 
 const PLAIN: Fixed = &[
@@ -151,17 +152,18 @@ impl Autoencoder {
         let files = component_files(&directory.join("vae"))?;
         let name = |name: &str| Some(canonical(&format!("vae.{name}")));
         let decoder = VaeConfig { block_out_channels: config.decoder_widths.clone(), ..config.vae.clone() };
-        let (decoder, decoder_bytes) = build_from(&files, kept, name, |vb| VaeDecoder::new(&decoder, &vb.pp("vae")))?;
+        let (decoder, decoder_bytes) = build_from(&files, kept, name, |vb| VaeDecoder::new(&decoder, &laid_out(vb).pp("vae")))?;
         let (latents, encoder_bytes) = match config.kind {
             Kind::Plain => {
                 let (encoder, bytes) = build_from(&files, kept, name, |vb| {
                     let encodes = vb.contains_tensor("vae.encoder.conv_in.weight");
-                    encodes.then(|| VaeEncoder::new(&config.vae, &vb.pp("vae"))).transpose()
+                    encodes.then(|| VaeEncoder::new(&config.vae, &laid_out(vb).pp("vae"))).transpose()
                 })?;
                 (Latents::Plain(encoder), bytes)
             }
             Kind::Normalised => {
-                let (encoder, bytes) = build_from(&files, kept, name, |vb| VaeEncoder::new(&config.vae, &vb.pp("vae")))?;
+                let (encoder, bytes) =
+                    build_from(&files, kept, name, |vb| VaeEncoder::new(&config.vae, &laid_out(vb).pp("vae")))?;
                 (Latents::Normed(NormedLatents::read(encoder, &files, config, (kept.1, name))?), bytes)
             }
         };

@@ -127,7 +127,7 @@ impl StableDiffusion {
         let mut checkpoint = Checkpoint::read(&settings.directory)?;
         checkpoint.schedule.timestep_spacing = settings.timestep_spacing.or(checkpoint.schedule.timestep_spacing);
         let reading = Instant::now();
-        let weights = weights(&checkpoint, settings)?.laid_out("unet.")?;
+        let weights = weights(&checkpoint, settings)?.laid_out()?;
         let read = reading.elapsed();
         let loaded = Self::with(checkpoint, weights, settings)?;
         Ok(Self { loading: Loading { read, build: began.elapsed().saturating_sub(read) }, ..loaded })

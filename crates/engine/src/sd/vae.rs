@@ -7,7 +7,7 @@ use super::attention::{Attention, AttentionConfig};
 use super::bands::Bands;
 use super::config::VaeConfig;
 use super::resnet::{ResnetBlock, ResnetConfig};
-use crate::layers::{Conv, GroupNorm, conv, group_norm, to_image, to_tokens};
+use crate::layers::{Conv, GroupNorm, conv, group_norm, sum, to_image, to_tokens};
 
 /// The decoding half of diffusers' `AutoencoderKL`.
 pub struct VaeDecoder {
@@ -115,7 +115,7 @@ impl MidBlock {
     fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
         let places = to_tokens(&self.norm.forward(hidden)?)?;
         let attended = self.attention.forward(&places, &self.attention.context(&places)?)?;
-        to_image(&attended, hidden)? + hidden
+        sum(&to_image(&attended, hidden)?, hidden)
     }
 }
 

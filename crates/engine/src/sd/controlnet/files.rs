@@ -106,7 +106,7 @@ impl Loaded {
     ) -> Result<Self, EngineError> {
         let Described { config, spelling, files } = file.described(checkpoint)?;
         let named = files.iter().map(|path| Named::open(path, |name| spelling.name(name))).collect::<Result<Vec<_>, _>>()?;
-        let weights = Weights::of(&named, kept)?.laid_out("")?;
+        let weights = Weights::of(&named, kept)?.laid_out()?;
         let net = weights.build(&Arc::default(), |vb| ControlNet::new(&config, vb)).map_err(|problem| file.wrong(problem))?;
         Ok(Self {
             name: file.name.clone(),
