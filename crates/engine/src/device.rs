@@ -42,10 +42,10 @@ pub(super) use self::convolution::convolution;
 #[cfg(not(feature = "cuda"))]
 pub(super) use self::elsewhere::{
     add_bias, add_gated, add_gated_modulate, convolution, doubled_last, gated, geglu, joined_last, linear, linear_gelu,
-    linears_joined, modulate, norm_rope,
+    linears_joined, modulate, norm_rope, opened,
 };
 #[cfg(feature = "cuda")]
-pub(super) use self::epilogue::{add_bias, geglu};
+pub(super) use self::epilogue::{add_bias, geglu, opened};
 #[cfg(feature = "cuda")]
 pub(super) use self::gated::gated;
 #[cfg(feature = "cuda")]

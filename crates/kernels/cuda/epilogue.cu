@@ -1,4 +1,5 @@
-// What follows a product or a convolution, in one pass: its bias and the residual, added in place; or GEGLU. What is computed is f32, rounded once.
+// What follows a product or a convolution, in one pass: its bias and the residual, added in place; GEGLU; or any gate. What is computed is f32, rounded once.
+#include "gates.cuh"
 #include "grid.cuh"
 #include "numbers.cuh"
 
@@ -50,9 +51,6 @@ static __device__ void add_bias(T *values, const T *bias, const T *residual, int
     add_bias_by<uint64_t>(values, bias, residual, (uint64_t)count, (uint64_t)places, (uint64_t)biases, (uint64_t)channels);
 }
 
-// The exact gelu (Hendrycks and Gimpel 2016).
-static __device__ __forceinline__ float gelu(float value) { return 0.5f * value * (1 + erff(value * 0.70710678118654752f)); }
-
 // both: (rows, 2 width), values before gates; bias: (2 width); out: (rows, width). Blocks of 256 threads.
 template <typename T>
 static __device__ void geglu(const T *both, const T *bias, T *out, int64_t rows, int width) {
@@ -67,7 +65,7 @@ static __device__ void geglu(const T *both, const T *bias, T *out, int64_t rows,
       Pack<T> pack;
 #pragma unroll
       for (int j = 0; j < SIZE; j++)
-        narrow((wide(value.values[j]) + wide(bias[column + j])) * gelu(wide(gate.values[j]) + wide(bias[width + column + j])), &pack.values[j]);
+        narrow((wide(value.values[j]) + wide(bias[column + j])) * opened<Gate::gelu>(wide(gate.values[j]) + wide(bias[width + column + j])), &pack.values[j]);
       *reinterpret_cast<Pack<T> *>(out + i) = pack;
     }
   } else {
@@ -75,12 +73,34 @@ static __device__ void geglu(const T *both, const T *bias, T *out, int64_t rows,
       const int64_t row = i / width;
       const int column = (int)(i - row * width);
       const T *from = both + row * 2 * width + column;
-      narrow((wide(from[0]) + wide(bias[column])) * gelu(wide(from[width]) + wide(bias[width + column])), &out[i]);
+      narrow((wide(from[0]) + wide(bias[column])) * opened<Gate::gelu>(wide(from[width]) + wide(bias[width + column])), &out[i]);
     }
   }
 }
 
+// values, gates, out: `count` values each. Blocks of 256 threads.
+template <Gate GATE, typename T>
+static __device__ void open_gates(const T *values, const T *gates, T *out, int64_t count) {
+  constexpr int SIZE = Pack<T>::SIZE;
+  if (count % SIZE == 0) {
+    for (int64_t i = thread_of_grid() * SIZE; i < count; i += threads_of_grid() * SIZE) {
+      const Pack<T> value = *reinterpret_cast<const Pack<T> *>(values + i), gate = *reinterpret_cast<const Pack<T> *>(gates + i);
+      Pack<T> pack;
+#pragma unroll
+      for (int j = 0; j < SIZE; j++) narrow(wide(value.values[j]) * opened<GATE>(wide(gate.values[j])), &pack.values[j]);
+      *reinterpret_cast<Pack<T> *>(out + i) = pack;
+    }
+  } else {
+    for (int64_t i = thread_of_grid(); i < count; i += threads_of_grid()) narrow(wide(values[i]) * opened<GATE>(wide(gates[i])), &out[i]);
+  }
+}
+
+#define OPEN(GATE, NAME, T) \
+  extern "C" __global__ void __launch_bounds__(THREADS) open_##GATE##_##NAME(const T *values, const T *gates, T *out, int64_t count) { \
+    open_gates<Gate::GATE>(values, gates, out, count); \
+  }
 #define KERNELS(NAME, T) \
+  OPEN(gelu, NAME, T) OPEN(gelu_tanh, NAME, T) OPEN(silu, NAME, T) \
   extern "C" __global__ void __launch_bounds__(THREADS) \
       add_bias_##NAME(T *values, const T *bias, const T *residual, int64_t count, int places, int biases, int channels) { \
     add_bias(values, bias, residual, count, places, biases, channels); \

@@ -73,3 +73,7 @@ pub(crate) fn linears_joined(_: [(&Tensor, &Tensor, Option<&Tensor>); 2], _: boo
 pub(crate) fn gated(_: &[[(&Tensor, &Tensor, Option<&Tensor>); 2]], _: Gate) -> Option<Result<Tensor>> {
     None
 }
+
+pub(crate) fn opened(_: Gate, _: &Tensor, _: &Tensor) -> Option<Result<Tensor>> {
+    None
+}

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use atelier_kernels::cuda::epilogue::{Addition, geglu as geglu_of};
+use atelier_kernels::cuda::epilogue::{Addition, geglu as geglu_of, open};
 use atelier_kernels::cuda::modules::Element;
+use atelier_kernels::elementwise::Gate;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::{CpuStorage, CudaStorage, DType, Error, InplaceOp3, Layout, Result, Tensor};
 use half::{bf16, f16};
@@ -48,6 +49,24 @@ fn geglu_in<T: Element + CudaDType>(both: &Tensor, bias: &Tensor) -> Result<Tens
     *last /= 2;
     run([both, bias], &shape.into(), |device, [both, bias]| {
         let output = geglu_of::<T>(&device.cuda_stream(), both, bias).map_err(Error::wrap)?;
+        Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
+    })
+}
+
+/// `values` times what `gate` makes of `gates`, both of one shape, rounded once. `None` where there is no kernel for them.
+pub(crate) fn opened(gate: Gate, gates: &Tensor, values: &Tensor) -> Option<Result<Tensor>> {
+    let fits = has_kernels(values) && gates.dtype() == values.dtype() && gates.dims() == values.dims();
+    let of = match values.dtype() {
+        DType::F16 => opened_in::<f16>,
+        DType::BF16 => opened_in::<bf16>,
+        _ => opened_in::<f32>,
+    };
+    fits.then(|| of(gate, gates, values))
+}
+
+fn opened_in<T: Element + CudaDType>(gate: Gate, gates: &Tensor, values: &Tensor) -> Result<Tensor> {
+    run([gates, values], values.shape(), |device, [gates, values]| {
+        let output = open::<T>(&device.cuda_stream(), gate, gates, values).map_err(Error::wrap)?;
         Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
     })
 }
@@ -188,6 +207,26 @@ mod tests {
     }
 
     #[test]
+    fn open_gates_are_those_of_a_cpu() -> Result<()> {
+        let device = on_gpu()?;
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for (rows, width) in [(5, 32), (3, 7)] {
+                // The second of two: at an odd address where there are no whole packs.
+                let both = drawn(&[2, rows, width], dtype)?;
+                let gates = in_f32(&both.get(1)?)?;
+                let values = in_f32(&both.get(0)?)?;
+                let there = both.to_device(&device)?;
+                let exact = [(Gate::Gelu, gates.gelu_erf()?), (Gate::GeluTanh, gates.gelu()?), (Gate::Silu, gates.silu()?)];
+                for (gate, open) in exact {
+                    let ours = opened(gate, &there.get(1)?, &there.get(0)?).expect("a kernel")?;
+                    assert_close(&ours, &(&values * open)?, dtype, &format!("{gate:?} {rows} {width}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
     fn what_there_is_no_kernel_for_is_left_to_others() -> Result<()> {
         let device = on_gpu()?;
         let here = Tensor::zeros((2, 4), DType::F32, &Device::Cpu)?;
@@ -195,6 +234,7 @@ mod tests {
         let output = Tensor::zeros((2, 4), DType::F16, &device)?;
         let wide = Tensor::zeros(4, DType::F32, &device)?;
         assert!(add_bias(&output, &wide, None, 1).is_none() && geglu(&output, &wide).is_none());
+        assert!(opened(Gate::Silu, &output.get(0)?, &wide).is_none() && opened(Gate::Silu, &here, &here).is_none());
         let other = Tensor::zeros((1, 4), DType::F16, &device)?;
         assert!(add_bias(&output, &other.get(0)?, Some(&other), 1).expect("a kernel").is_err());
         Ok(())

@@ -1,4 +1,4 @@
-//! What follows a product or a convolution on a GPU, in one pass: bias and residual in place, or GEGLU (`cuda/epilogue.cu`).
+//! What follows a product or a convolution on a GPU, in one pass: bias and residual in place, GEGLU, or any gate (`cuda/epilogue.cu`).
 
 use std::sync::Arc;
 
@@ -6,7 +6,9 @@ use cudarc::driver::{
     CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError, LaunchConfig, PushKernelArg as _,
 };
 
+use super::gated::name;
 use super::modules::{Element, Module, kernel};
+use crate::elementwise::Gate;
 
 /// Of a block; `grid.cuh` counts on it.
 const THREADS: u32 = 256;
@@ -84,6 +86,33 @@ pub fn geglu<T: Element>(
         let mut launch = stream.launch_builder(&function);
         launch.arg(both).arg(bias).arg(&out).arg(&rows).arg(&width);
         // SAFETY: the arguments are those of `geglu_*`, and the lengths follow from those of the slices.
+        unsafe { launch.launch(grid::<T>(out.len()))? };
+    }
+    Ok(out)
+}
+
+/// Each value times what `gate` makes of its gate, in f32 and rounded once. Both are as long.
+///
+/// # Errors
+/// The driver's.
+///
+/// # Panics
+/// When they are not as long.
+pub fn open<T: Element>(
+    stream: &Arc<CudaStream>,
+    gate: Gate,
+    gates: &CudaView<'_, T>,
+    values: &CudaView<'_, T>,
+) -> Result<CudaSlice<T>, DriverError> {
+    assert_eq!(gates.len(), values.len(), "a gate for each value");
+    // SAFETY: the kernel below writes every value.
+    let out = unsafe { stream.alloc::<T>(values.len())? };
+    if !out.is_empty() {
+        let function = named::<T>(stream, &format!("open_{}", name(gate)))?;
+        let count = values.len() as i64;
+        let mut launch = stream.launch_builder(&function);
+        launch.arg(values).arg(gates).arg(&out).arg(&count);
+        // SAFETY: the arguments are those of `open_*`, and the lengths are equal.
         unsafe { launch.launch(grid::<T>(out.len()))? };
     }
     Ok(out)

@@ -98,7 +98,7 @@ impl<T: HalfElement> GatedFactors<'_, T> {
 }
 
 /// As `gates.cuh` has it.
-const fn name(gate: Gate) -> &'static str {
+pub(super) const fn name(gate: Gate) -> &'static str {
     match gate {
         Gate::Gelu => "gelu",
         Gate::GeluTanh => "gelu_tanh",
