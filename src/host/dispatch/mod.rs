@@ -57,6 +57,13 @@ pub struct HandlerPlace {
     pub share: Option<sharing::Share>,
 }
 
+/// What ends cancelled without a handler.
+pub struct Cancelled {
+    pub messages: Vec<InFlight>,
+    /// Those whose callers wait.
+    pub directs: Vec<Direct>,
+}
+
 /// What an idle handler is to do.
 pub enum Next {
     Run(Assignment),
@@ -141,7 +148,7 @@ impl Dispatcher {
     pub fn fell(&self, slot: usize, why: &str) {
         let withdrawn = self.change(|dispatcher| {
             dispatcher.set(slot, Slot::Down(why.to_owned()));
-            dispatcher.withdraw_directs(slot)
+            dispatcher.withdraw_directs(|state, direct| state.sharing.has(slot) && direct.model == state.models[slot])
         });
         for direct in withdrawn {
             // A caller that is gone needs no answer.
@@ -203,15 +210,15 @@ impl Dispatcher {
         self.until(|state| Some(state.blocked()).filter(|blocked| !blocked.is_empty())).await
     }
 
-    /// Waits until jobs are cancelled for which a model would be loaded only to say so, and returns their messages, and those whose callers
-    /// wait.
-    pub async fn cancelled(&self) -> (Vec<InFlight>, Vec<Direct>) {
+    /// Waits until jobs are cancelled for which a model would be loaded only to say so, and takes them out.
+    pub async fn cancelled(&self) -> Cancelled {
         self.until(|state| {
-            let cancelled = (state.withdraw_cancelled(), state.withdraw_cancelled_directs());
-            let is_any = !cancelled.0.is_empty() || !cancelled.1.is_empty();
+            let messages = state.withdraw_cancelled();
+            let directs = state.withdraw_directs(|state, direct| state.jobs.is_to_be_cancelled(direct.job.id.as_str()));
+            let is_any = !messages.is_empty() || !directs.is_empty();
             is_any.then(|| {
                 self.publish(state);
-                cancelled
+                Cancelled { messages, directs }
             })
         })
         .await

@@ -113,24 +113,11 @@ impl State {
         cancelled
     }
 
-    /// Takes out such jobs whose callers wait.
-    pub(super) fn withdraw_cancelled_directs(&mut self) -> Vec<Direct> {
-        let (cancelled, others) = std::mem::take(&mut self.directs).into_iter().partition::<Vec<_>, _>(|direct| {
-            let is_cancelled = self.jobs.is_to_be_cancelled(direct.job.id.as_str());
-            is_cancelled && !self.slots_of(direct.model).any(Slot::is_ready)
-        });
-        self.directs = others.into();
-        cancelled
-    }
-
-    /// Takes out jobs whose callers wait for a model that cannot be loaded now.
-    pub(super) fn withdraw_directs(&mut self, slot: usize) -> Vec<Direct> {
-        let model = self.models[slot];
-        if !self.sharing.has(slot) || self.slots_of(model).any(Slot::is_ready) {
-            return Vec::new();
-        }
-        let (withdrawn, others) =
-            std::mem::take(&mut self.directs).into_iter().partition::<Vec<_>, _>(|direct| direct.model == model);
+    /// Takes out those of the jobs whose callers wait that `is_meant` says of, unless a handler has their model ready.
+    pub(super) fn withdraw_directs(&mut self, is_meant: impl Fn(&Self, &Direct) -> bool) -> Vec<Direct> {
+        let (withdrawn, others) = std::mem::take(&mut self.directs)
+            .into_iter()
+            .partition::<Vec<_>, _>(|direct| is_meant(self, direct) && !self.slots_of(direct.model).any(Slot::is_ready));
         self.directs = others.into();
         withdrawn
     }

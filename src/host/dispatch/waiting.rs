@@ -93,11 +93,11 @@ pub async fn defer_unstartable(dispatcher: Arc<Dispatcher>, acknowledger: Acknow
 /// Ends cancelled jobs whose model is not loaded: no handler is needed to say so.
 async fn end_cancelled(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
     loop {
-        let (messages, directs) = dispatcher.cancelled().await;
-        for direct in directs {
+        let cancelled = dispatcher.cancelled().await;
+        for direct in cancelled.directs {
             acknowledger.cancelled_direct(direct);
         }
-        for in_flight in messages {
+        for in_flight in cancelled.messages {
             let Ok(job) = &in_flight.job else { continue };
             if !dispatcher.jobs().start(job, in_flight.message.attempt) {
                 acknowledger.cancelled(in_flight);
