@@ -74,32 +74,38 @@ pub(super) fn too_large(field: &str, settings: &Settings) -> Problem {
     Problem::too_large(&format!("{field}: must have at most {} bytes", settings.max_image_bytes)).field(field)
 }
 
+/// Whether an image is written out as a `data:` address.
+pub(super) fn has_data_urls(message: &Map<String, Value>) -> bool {
+    data_addresses(message).next().is_some()
+}
+
 /// The images that are written out as `data:` addresses, by place.
 ///
 /// # Errors
 /// When such an address is not in base64; `name` is what the caller calls its field.
 pub(super) fn data_urls(message: &Map<String, Value>, name: impl Fn(Place) -> String) -> Result<Vec<(Place, Bytes)>, Problem> {
     const ALLOWED: &str = "must be data:image/png;base64, and the image in base64 (or an s3:// or https:// address)";
+    let found = data_addresses(message).map(|(place, data)| {
+        let bytes = data.split_once(',').filter(|(kind, _)| kind.trim_end().to_ascii_lowercase().ends_with(";base64"));
+        let bytes = bytes.and_then(|(_, encoded)| decoded(encoded));
+        let bytes = bytes.ok_or_else(|| Problem::invalid(&name(place), ALLOWED))?;
+        Ok((place, bytes.into()))
+    });
+    found.collect()
+}
+
+/// What stands behind `data:` in such addresses.
+fn data_addresses(message: &Map<String, Value>) -> impl Iterator<Item = (Place, &str)> {
     let listed = |field: &str, place: fn(usize) -> Place| {
         let values = message.get(field).and_then(Value::as_array).into_iter().flatten().enumerate();
         values.map(move |(n, value)| (place(n), Some(value)))
     };
     let places = [(Place::Person, message.get("person")), (Place::Mask, message.get("mask"))].into_iter();
     let places = places.chain(listed("garments", Place::Garment)).chain(listed("images", Place::Image));
-    let mut found = Vec::new();
-    for (place, value) in places {
-        let Some((scheme, data)) = value.and_then(Value::as_str).and_then(|url| url.trim_start().split_once(':')) else {
-            continue;
-        };
-        if !scheme.eq_ignore_ascii_case("data") {
-            continue;
-        }
-        let bytes = data.split_once(',').filter(|(kind, _)| kind.trim_end().to_ascii_lowercase().ends_with(";base64"));
-        let bytes = bytes.and_then(|(_, encoded)| decoded(encoded));
-        let bytes = bytes.ok_or_else(|| Problem::invalid(&name(place), ALLOWED))?;
-        found.push((place, bytes.into()));
-    }
-    Ok(found)
+    places.filter_map(|(place, value)| {
+        let (scheme, data) = value?.as_str()?.trim_start().split_once(':')?;
+        scheme.eq_ignore_ascii_case("data").then_some((place, data))
+    })
 }
 
 /// Base64 as programs write it: in lines, with and without padding, in the alphabet for URLs, percent-encoded.
@@ -108,6 +114,10 @@ fn decoded(encoded: &str) -> Option<Vec<u8>> {
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
     const ENGINE: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, CONFIG);
+    // As nearly all do, and without a copy of what may be large.
+    if let Ok(bytes) = ENGINE.decode(encoded) {
+        return Some(bytes);
+    }
     // `%2B` and the like, as RFC 2397 has them in a URL.
     let digits: Vec<u8> = percent_encoding::percent_decode_str(encoded)
         .filter(|byte| !byte.is_ascii_whitespace())

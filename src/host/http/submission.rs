@@ -205,15 +205,16 @@ fn written(message: &mut Map<String, Value>, callback: Option<&RawValue>) -> Vec
 
 /// Gives every image that came along the address at which it will lie, and reads the job.
 async fn complete(http: &Http, draft: Draft) -> Result<Submission, Problem> {
-    let Draft { mut message, callback, mut images, names } = draft;
     // First, whatever else is wrong: images that came along lie under it.
-    let id = match message.get("job_id") {
+    let id = match draft.message.get("job_id") {
         Some(Value::String(id)) => id,
         None | Some(Value::Null) => return Err(Problem::invalid("job_id", "is required")),
         Some(other) => return Err(Problem::invalid("job_id", format!("must be a text, got {}", shown::json(other)))),
     };
     let id = JobId::new(id).map_err(|problem| Problem::invalid("job_id", problem))?;
-    images.extend(inputs::data_urls(&message, |place| name(place.to_string(), &names))?);
+    let has_texts = inputs::has_data_urls(&draft.message);
+    let draft = if has_texts { inputs::aside(|| with_decoded(draft)).await? } else { draft };
+    let Draft { mut message, callback, images, names } = draft;
     let mut inputs = Vec::with_capacity(images.len());
     for (place, file) in images {
         let field = name(place.to_string(), &names);
@@ -226,6 +227,13 @@ async fn complete(http: &Http, draft: Draft) -> Result<Submission, Problem> {
         Ok(order) => Ok(Submission { names, ..order }),
         Err(error) => Err(renamed(error, &names).into()),
     }
+}
+
+/// With the images as well that are written out in its texts.
+fn with_decoded(mut draft: Draft) -> Result<Draft, Problem> {
+    let decoded = inputs::data_urls(&draft.message, |place| name(place.to_string(), &draft.names))?;
+    draft.images.extend(decoded);
+    Ok(draft)
 }
 
 fn job(http: &Http, message: Vec<u8>, inputs: Vec<Input>) -> Result<Submission, JobError> {

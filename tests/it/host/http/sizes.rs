@@ -1,13 +1,19 @@
 //! Sizes that a caller chooses: refused early, and never repeated in the answer.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use atelier::host::http::uploads::Uploads;
+use futures::future::join;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::{Front, assert_problem, generate, read};
 use crate::host::{HostProcess, job};
+use crate::servers::DEADLINE;
+use crate::stage::TOKEN;
 
 #[tokio::test]
 async fn a_body_that_is_too_much_to_parse_is_refused_before_it_is_parsed() {
@@ -44,46 +50,73 @@ async fn an_error_is_no_echo() {
     assert_problem(&answer, "invalid_request", Some("callback.metadata"), "at most 65536 bytes as JSON");
 }
 
-/// Bodies as large as they may be, more than there is room for: some are told to come back, and nothing else has to wait.
+/// Bodies as large as they may be, and no room for more: who comes then is told to come back, and nothing else has to wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_so_many_large_bodies_are_in_memory() {
-    const BODY_BYTES: usize = 59 << 20;
+    let image = format!("data:image/png;base64,{}", "A".repeat(59 << 20));
+    let body = json!({ "job_id": "large", "person": image, "garments": ["s3://b/g.png"] }).to_string();
     let front = Front::open_with(|http| {
-        http.settings.max_uploads_bytes = 128 << 20;
+        http.settings.max_uploads_bytes = 2 * body.len().next_multiple_of(1024);
         http.uploads = Uploads::new(&http.settings);
     })
     .await;
-    let image = format!("data:image/png;base64,{}", "A".repeat(BODY_BYTES));
-    let body = json!({ "job_id": "large", "person": image, "garments": ["s3://b/g.png"] }).to_string();
-    let uploads = (0..6)
-        .map(|_| read(front.request(Method::POST, "/tryon").header("content-type", "application/json").body(body.clone())));
-    let probes = async {
-        let mut slowest = Duration::ZERO;
-        for _ in 0..20 {
-            let asked = Instant::now();
-            assert_eq!(front.get("/health").await.0, StatusCode::OK);
-            slowest = slowest.max(asked.elapsed());
-            tokio::task::yield_now().await;
-        }
-        slowest
-    };
-    let (answers, slowest) = tokio::join!(futures::future::join_all(uploads), probes);
-    let busy = answers.iter().filter(|(status, _)| *status == StatusCode::TOO_MANY_REQUESTS).count();
-    let refused = answers.iter().filter(|(status, _)| [400, 413].contains(&status.as_u16())).count();
-    assert!(busy > 0 && busy + refused == 6, "{:?}", answers.iter().map(|(status, _)| status).collect::<Vec<_>>());
-    assert!(slowest < Duration::from_secs(5), "/health took {slowest:?}");
-    for (_, answer) in answers.iter().filter(|(status, _)| *status == StatusCode::TOO_MANY_REQUESTS) {
-        assert_problem(answer, "busy", None, "host.http.max_uploads_bytes");
-        assert_eq!((&answer["status"], &answer["retry_after"]), (&json!("busy"), &json!(5)));
-    }
-    // The room is given back.
-    let (status, _) = read(front.request(Method::POST, "/tryon").header("content-type", "application/json").body(body)).await;
-    assert_ne!(status, StatusCode::TOO_MANY_REQUESTS);
+    let [first, second] = [expected(&front, &body).await, expected(&front, &body).await];
+
+    let late = json!({ "job_id": "late", "person": "A".repeat(2 << 20), "garments": ["s3://b/g.png"] });
+    let (status, answer) = front.post("/tryon", &late).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{answer}");
+    assert_problem(&answer, "busy", None, "host.http.max_uploads_bytes");
+    assert_eq!((&answer["status"], &answer["retry_after"]), (&json!("busy"), &json!(5)));
     assert_eq!(
         front.post("/generate", &generate("small")).await.0,
         StatusCode::ACCEPTED,
         "small ones never wait for large ones"
     );
+
+    let answers = beside_probes(&front, join(sent(first, &body), sent(second, &body))).await;
+    for answer in [answers.0, answers.1] {
+        assert!(["HTTP/1.1 400 ", "HTTP/1.1 413 "].iter().any(|refused| answer.starts_with(refused)), "{answer}");
+    }
+    // The room is given back.
+    expected(&front, &body).await;
+}
+
+/// The head of a request, and the host's word that it has room for the body.
+async fn expected(front: &Front, body: &str) -> TcpStream {
+    const WORD: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let mut stream = TcpStream::connect(front.address).await.unwrap();
+    let head = format!(
+        "POST /tryon HTTP/1.1\r\nhost: x\r\nx-internal-auth: {TOKEN}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; WORD.len()];
+    tokio::time::timeout(DEADLINE, stream.read_exact(&mut answer)).await.expect("an answer").unwrap();
+    assert_eq!(answer, WORD, "{}", String::from_utf8_lossy(&answer));
+    stream
+}
+
+/// The answer to a request whose body the host waits for.
+async fn sent(mut stream: TcpStream, body: &str) -> String {
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// What comes of `work`, next to which every probe is answered soon.
+async fn beside_probes<T>(front: &Front, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    loop {
+        let asked = Instant::now();
+        tokio::select! {
+            done = &mut work => return done,
+            (status, _) = front.get("/health") => assert_eq!(status, StatusCode::OK),
+        }
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(5), "/health took {took:?}");
+    }
 }
 
 /// As many jobs as may be in one event, each with all the metadata that it may have, in the form that takes most room in a reply.
