@@ -1,5 +1,6 @@
 //! A backend that receives notifications: real HTTP on loopback, answering as the test says.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -63,6 +64,17 @@ impl Backend {
                 return notification;
             }
         }
+    }
+
+    /// So many terminal notifications, in whichever order they come, by the job that each is of: one a job.
+    pub(crate) async fn terminals(&mut self, count: usize) -> BTreeMap<String, Notification> {
+        let mut by_job = BTreeMap::new();
+        for _ in 0..count {
+            let notification = self.terminal().await;
+            let job = notification.body["job_id"].as_str().unwrap().to_owned();
+            assert!(by_job.insert(job.clone(), notification).is_none(), "{job} is reported twice");
+        }
+        by_job
     }
 
     /// The next notification of any kind, within a minute.

@@ -28,6 +28,7 @@ use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, safety, store};
 use atelier_engine::steering::ImagePrompt;
 use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, LoraFile, QueuedRequest, Request};
+use futures::future::join_all;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use tempfile::TempDir;
@@ -337,6 +338,15 @@ impl Stage {
     pub(crate) async fn handle(&mut self, event: Value) -> Result<Value, String> {
         let (_switch, shutdown) = Shutdown::channel();
         self.handler.handle(&raw(&event), &Control::unlimited(shutdown)).await.map_err(|error| error.to_string())
+    }
+
+    /// As [`Self::handle`] for many at once: after each that fails, a record that may be on its way is waited for.
+    pub(crate) async fn handle_all(&self, events: Vec<Value>) -> Vec<Result<Value, String>> {
+        let handled = events.iter().map(|event| async move {
+            let (_switch, shutdown) = Shutdown::channel();
+            self.handler.handle(&raw(event), &Control::unlimited(shutdown)).await.map_err(|error| error.to_string())
+        });
+        join_all(handled).await
     }
 
     /// The same as `atelier host` asks for it.

@@ -96,6 +96,7 @@ async fn a_image_of_another_size_is_resized_as_diffusers_does() {
 async fn what_is_no_image_is_reported_once_and_nothing_is_generated() {
     let mut stage = Stage::set().await;
     let fine = put_fixture(&stage, "plain.png");
+    let mut cases = Vec::new();
     for (name, problem) in [
         ("truncated.png", "truncated or damaged"),
         ("text.png", "is none by its first bytes"),
@@ -103,15 +104,17 @@ async fn what_is_no_image_is_reported_once_and_nothing_is_generated() {
         ("hundred_megapixels.png", "at most 40000000 pixels"),
     ] {
         let bad = put_fixture(&stage, name);
-        for (field, fields) in [
-            ("init_image", vec![("init_image", bad.clone())]),
-            ("mask_image", vec![("init_image", fine.clone()), ("mask_image", bad.clone())]),
-        ] {
-            assert_eq!(stage.handle(one(job(&format!("{name}-{field}"), &fields), 1)).await, Ok(brought_back(&[])));
-            let notified = stage.backend.terminal().await;
-            assert_eq!(notified.body["error"]["field"], field, "{name}: {}", notified.body);
-            assert!(notified.body["error"]["message"].as_str().unwrap().contains(problem), "{name}: {}", notified.body);
-        }
+        cases.push((problem, "init_image", vec![("init_image", bad.clone())]));
+        cases.push((problem, "mask_image", vec![("init_image", fine.clone()), ("mask_image", bad)]));
+    }
+    let events = cases.iter().enumerate().map(|(number, (_, _, fields))| one(job(&format!("bad-{number}"), fields), 1));
+    let replies = stage.handle_all(events.collect()).await;
+    let notified = stage.backend.terminals(cases.len()).await;
+    for (number, (problem, field, _)) in cases.iter().enumerate() {
+        assert_eq!(replies[number], Ok(brought_back(&[])));
+        let error = &notified[&format!("bad-{number}")].body["error"];
+        assert_eq!(error["field"], *field, "{problem}: {error}");
+        assert!(error["message"].as_str().unwrap().contains(problem), "{problem}: {error}");
     }
     assert_eq!(stage.generated(), 0);
 }

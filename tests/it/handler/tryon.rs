@@ -91,20 +91,23 @@ async fn a_file_that_cannot_be_generated_with_is_refused_once_in_words() {
         ("hundred_megapixels.png", "must have at most 40000000 pixels, got 10000 x 10000".into()),
         ("missing.png", "is not there".into()),
     ];
-    for (number, (file, problem)) in files.iter().enumerate() {
-        for place in ["person", "garments[0]"] {
-            let id = format!("bad-{number}-{}", &place[..1]);
-            let mut body = tryon(&id, if place == "person" { file } else { "plain.png" });
-            if place != "person" {
-                body["garments"][0] = address(file).into();
-            }
-            assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])), "{file}: nothing is retried");
-            let notified = stage.backend.terminal().await;
-            assert_eq!((notified.path.as_str(), &notified.body["job_id"]), ("/api/webhooks/inference/failed", &json!(id)));
-            assert_eq!(notified.body["error"]["field"], place, "{}", notified.body);
-            let message = notified.body["error"]["message"].as_str().unwrap();
-            assert!(message.contains(problem) || *file == "missing.png", "{file}: {message}");
+    let cases: Vec<_> = files.iter().flat_map(|case| ["person", "garments[0]"].map(|place| (case, place))).collect();
+    let events = cases.iter().enumerate().map(|(number, ((file, _), place))| {
+        let mut body = tryon(&format!("bad-{number}"), if *place == "person" { file } else { "plain.png" });
+        if *place != "person" {
+            body["garments"][0] = address(file).into();
         }
+        one(body, 1)
+    });
+    let replies = stage.handle_all(events.collect()).await;
+    let notified = stage.backend.terminals(cases.len()).await;
+    for (number, ((file, problem), place)) in cases.iter().enumerate() {
+        assert_eq!(replies[number], Ok(brought_back(&[])), "{file}: nothing is retried");
+        let notified = &notified[&format!("bad-{number}")];
+        assert_eq!(notified.path, "/api/webhooks/inference/failed");
+        assert_eq!(notified.body["error"]["field"], *place, "{}", notified.body);
+        let message = notified.body["error"]["message"].as_str().unwrap();
+        assert!(message.contains(problem) || *file == "missing.png", "{file}: {message}");
     }
     assert_eq!(stage.generated(), 0);
 }
