@@ -1,5 +1,6 @@
 //! A whole function in this process with a scripted engine: real S3 protocol, real HTTP notifications, no model.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -250,7 +251,7 @@ impl Stage {
         let notifier = Arc::new(Notifier::new(&notify_settings(&backend), outbound).unwrap());
         let scripted = ScriptedEngine::default();
         let engine = started(scripted.clone(), &fixtures);
-        let gate = Gate::new(&gated(Config::parse("test", "", &Environment::new()).unwrap().safety), None).unwrap();
+        let gate = gate(&gated(Config::parse("test", "", &Environment::new()).unwrap().safety));
         let configured = configured(change);
         let upscalers = listed(fixtures.upscalers, configured.upscale.max_pixels);
         let segmenter = fixtures.segmenter.map(classes).unwrap_or_default();
@@ -266,7 +267,7 @@ impl Stage {
             user_steps: user_steps(&configured),
             text_style: TextStyle::load(&configured.watermark).unwrap(),
             encode: configured.encode,
-            gate: Arc::new(gate),
+            gate,
             signing: signing.map(Arc::new),
             store,
             held_results,
@@ -355,6 +356,17 @@ impl Stage {
         let control = Control::unlimited(shutdown).notification_mode_by(NotificationMode::Later);
         self.handler.handle(&raw(&event), &control).await.expect("the host is notified of failures in the reply")
     }
+}
+
+/// One gate for all stages of the same settings, since compiling its lists takes longer than most jobs here. A test that has a moderator, whose
+/// connections are its own, or writes lists has its own gate.
+fn gate(settings: &safety::settings::Settings) -> Arc<Gate> {
+    static GATES: Mutex<BTreeMap<String, Arc<Gate>>> = Mutex::new(BTreeMap::new());
+    let new = || Arc::new(Gate::new(settings, None).unwrap());
+    if settings.moderator.url.is_some() || !settings.prompt_lists.is_empty() {
+        return new();
+    }
+    GATES.lock().unwrap().entry(format!("{settings:?}")).or_insert_with(new).clone()
 }
 
 /// An event as the Runtime API hands it over.
