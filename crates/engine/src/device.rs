@@ -41,8 +41,8 @@ pub(super) use self::channels_last::{doubled_last, joined_last};
 pub(super) use self::convolution::convolution;
 #[cfg(not(feature = "cuda"))]
 pub(super) use self::elsewhere::{
-    add_bias, add_gated, add_gated_modulate, convolution, doubled_last, gated, geglu, joined_last, linear, linear_gelu,
-    linears_joined, modulate, norm_rope, opened,
+    add_bias, add_gated, add_gated_modulate, convolution, doubled_last, gated, geglu, joined_last, layer_norm, linear,
+    linear_gelu, linears_joined, modulate, norm_rope, opened,
 };
 #[cfg(feature = "cuda")]
 pub(super) use self::epilogue::{add_bias, geglu, opened};
@@ -55,7 +55,7 @@ pub(super) use self::memory_order::{
     with_channels_last,
 };
 #[cfg(feature = "cuda")]
-pub(super) use self::modulation::{add_gated, add_gated_modulate, modulate};
+pub(super) use self::modulation::{add_gated, add_gated_modulate, layer_norm, modulate};
 #[cfg(feature = "cuda")]
 pub(super) use self::norm_rope::norm_rope;
 use super::EngineError;

@@ -3,17 +3,13 @@
 #include "grid.cuh"
 #include "numbers.cuh"
 
-// Values that are loaded and stored at once.
-template <typename T>
-struct alignas(16) Pack {
-  static constexpr int SIZE = 16 / sizeof(T);
-  T values[SIZE];
-};
+// What a thread loads and stores at once.
+template <typename T> using Pack = Neighbours<T, PACK<T>>;
 
 // As `add_bias`, with places counted in I.
 template <typename I, typename T>
 static __device__ __forceinline__ void add_bias_by(T *values, const T *bias, const T *residual, I count, I places, I biases, I channels) {
-  constexpr I SIZE = Pack<T>::SIZE;
+  constexpr I SIZE = PACK<T>;
   const I image = places * channels, first = (I)thread_of_grid(), step = (I)threads_of_grid();
   const auto of = [&](I i) -> const T * {
     if (channels == 0) return bias + i / places % biases;
@@ -27,7 +23,7 @@ static __device__ __forceinline__ void add_bias_by(T *values, const T *bias, con
       if (residual) before = *reinterpret_cast<const Pack<T> *>(residual + i);
       const T *raise = of(i);
 #pragma unroll
-      for (int j = 0; j < Pack<T>::SIZE; j++) {
+      for (int j = 0; j < PACK<T>; j++) {
         const float sum = wide(pack.values[j]) + wide(raise[differ ? j : 0]);
         narrow(residual ? wide(before.values[j]) + sum : sum, &pack.values[j]);
       }
@@ -54,7 +50,7 @@ static __device__ void add_bias(T *values, const T *bias, const T *residual, int
 // both: (rows, 2 width), values before gates; bias: (2 width); out: (rows, width). Blocks of 256 threads.
 template <typename T>
 static __device__ void geglu(const T *both, const T *bias, T *out, int64_t rows, int width) {
-  constexpr int SIZE = Pack<T>::SIZE;
+  constexpr int SIZE = PACK<T>;
   const int64_t count = rows * width;
   if (width % SIZE == 0) {
     for (int64_t i = thread_of_grid() * SIZE; i < count; i += threads_of_grid() * SIZE) {
@@ -81,7 +77,7 @@ static __device__ void geglu(const T *both, const T *bias, T *out, int64_t rows,
 // values, gates, out: `count` values each. Blocks of 256 threads.
 template <Gate GATE, typename T>
 static __device__ void open_gates(const T *values, const T *gates, T *out, int64_t count) {
-  constexpr int SIZE = Pack<T>::SIZE;
+  constexpr int SIZE = PACK<T>;
   if (count % SIZE == 0) {
     for (int64_t i = thread_of_grid() * SIZE; i < count; i += threads_of_grid() * SIZE) {
       const Pack<T> value = *reinterpret_cast<const Pack<T> *>(values + i), gate = *reinterpret_cast<const Pack<T> *>(gates + i);

@@ -7,15 +7,19 @@
 static __device__ __forceinline__ int scale_at(int token, int first_tokens, int gap) { return token < first_tokens ? token : token + gap; }
 
 // A block a token: its largest magnitude, the scale that brings that to 448, and the token's values over the scale, rounded.
-// input: (tokens, width). bits: (tokens, width). scales: (tokens + gap). 256 threads.
-template <typename T> static __device__ void round_token(const T *input, uint8_t *bits, float *scales, int width, int first_tokens, int gap) {
+// input: (tokens, width). bits: (tokens, width). scales: (tokens + gap). 256 threads, each with SIZE neighbours at once.
+template <int SIZE, typename T> static __device__ void round_token(const T *__restrict__ input, uint8_t *__restrict__ bits, float *scales, int width, int first_tokens, int gap) {
   __shared__ float largest_of_warp[8];
   const size_t first = (size_t)blockIdx.x * width;
   float largest = 0;
-  for (int column = threadIdx.x; column < width; column += blockDim.x) {
-    const float magnitude = fabsf(wide(input[first + column]));
-    // fmaxf drops NaN; here it must reach the scale, so that the result says that the input was none.
-    largest = magnitude > largest || isnan(magnitude) ? magnitude : largest;
+  for (int column = threadIdx.x * SIZE; column < width; column += blockDim.x * SIZE) {
+    const Neighbours<T, SIZE> values = loaded<SIZE>(input + first + column);
+#pragma unroll
+    for (int j = 0; j < SIZE; j++) {
+      const float magnitude = fabsf(wide(values.values[j]));
+      // fmaxf drops NaN; here it must reach the scale, so that the result says that the input was none.
+      largest = magnitude > largest || isnan(magnitude) ? magnitude : largest;
+    }
   }
   for (int distance = 16; distance; distance /= 2) {
     const float other = __shfl_xor_sync(~0u, largest, distance);
@@ -31,8 +35,13 @@ template <typename T> static __device__ void round_token(const T *input, uint8_t
   // The least scale keeps a token of zeros one of zeros.
   const float scale = largest / 448.0f > 1e-12f || isnan(largest) ? largest / 448.0f : 1e-12f;
   if (threadIdx.x == 0) scales[scale_at(blockIdx.x, first_tokens, gap)] = scale;
-  for (int column = threadIdx.x; column < width; column += blockDim.x)
-    bits[first + column] = __nv_cvt_float_to_fp8(wide(input[first + column]) / scale, __NV_SATFINITE, __NV_E4M3);
+  for (int column = threadIdx.x * SIZE; column < width; column += blockDim.x * SIZE) {
+    const Neighbours<T, SIZE> values = loaded<SIZE>(input + first + column);
+    Neighbours<uint8_t, SIZE> rounded;
+#pragma unroll
+    for (int j = 0; j < SIZE; j++) rounded.values[j] = __nv_cvt_float_to_fp8(wide(values.values[j]) / scale, __NV_SATFINITE, __NV_E4M3);
+    store(rounded, bits + first + column);
+  }
 }
 
 // The one with tanh (Hendrycks and Gimpel 2016).
@@ -65,7 +74,10 @@ template <typename T> static __device__ void widen(const uint8_t *bits, T *out, 
 }
 
 #define KERNELS(NAME, T) \
-  extern "C" __global__ void round_tokens_##NAME(const T *input, uint8_t *bits, float *scales, int width, int first_tokens, int gap) { round_token(input, bits, scales, width, first_tokens, gap); } \
+  extern "C" __global__ void round_tokens_##NAME(const T *__restrict__ input, uint8_t *__restrict__ bits, float *scales, int width, int first_tokens, int gap) { \
+    if (width % PACK<T> == 0) round_token<PACK<T>>(input, bits, scales, width, first_tokens, gap); \
+    else round_token<1>(input, bits, scales, width, first_tokens, gap); \
+  } \
   extern "C" __global__ void finish_##NAME(const __nv_bfloat16 *product, const float *token_scales, const float *weight_scales, int scale_stride, const T *bias, \
                                            const float *other_scales, int other_stride, const T *other_bias, T *out, int first_tokens, int gap, int width, int gelus) { \
     finish(product, token_scales, weight_scales, scale_stride, bias, other_scales, other_stride, other_bias, out, first_tokens, gap, width, gelus); \

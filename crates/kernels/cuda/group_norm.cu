@@ -3,15 +3,17 @@
 #include "sums.cuh"
 
 constexpr int THREADS = 512;
+// Of a thread at once.
+constexpr int LOADS = 4;
 
 // input, out: (B, channels, places); weight, bias: (channels). Grid (groups, B), 512 threads.
 template <typename T>
-static __device__ void norm(const T *input, const T *weight, const T *bias, T *out, int channels, int groups, int places, float eps, int silu) {
+static __device__ void norm(const T *__restrict__ input, const T *__restrict__ weight, const T *__restrict__ bias, T *__restrict__ out, int channels, int groups, int places, float eps, int silu) {
   const int in_group = channels / groups, first_channel = blockIdx.x * in_group;
   const int64_t count = (int64_t)in_group * places;
   const size_t first = ((size_t)blockIdx.y * channels + first_channel) * places;
-  const T *from = input + first;
-  T *to = out + first;
+  const T *__restrict__ from = input + first;
+  T *__restrict__ to = out + first;
   // Sums of differences to one of the values: squares of what lies far from zero would cancel each other out.
   const float around = wide(from[0]);
   float2 sums = make_float2(0, 0);
@@ -23,6 +25,7 @@ static __device__ void norm(const T *input, const T *weight, const T *bias, T *o
   sums = block_sum<THREADS>(sums);
   const float shift = sums.x / count, mean = around + shift;
   const float scale = rsqrtf(fmaxf(sums.y / count - shift * shift, 0.0f) + eps);
+#pragma unroll LOADS
   for (int64_t i = threadIdx.x; i < count; i += THREADS) {
     const int channel = first_channel + (int)(i / places);
     float value = (wide(from[i]) - mean) * scale * wide(weight[channel]) + wide(bias[channel]);
@@ -31,17 +34,11 @@ static __device__ void norm(const T *input, const T *weight, const T *bias, T *o
   }
 }
 
-template <typename T, int SIZE>
-struct alignas(SIZE * sizeof(T)) Neighbours {
-  T values[SIZE];
-};
-
 // input, out: (B, places, channels); weight, bias: (channels). Grid (groups, B), 512 threads. A thread takes SIZE neighbouring channels, always the same
 // ones, of as many places as there are threads left; what does not go into 512 threads has nothing to do.
 template <typename T, int SIZE>
-static __device__ __forceinline__ void norm_last(const T *input, const T *weight, const T *bias, T *out, int channels, int groups, int places, float eps,
+static __device__ __forceinline__ void norm_last(const T *__restrict__ input, const T *__restrict__ weight, const T *__restrict__ bias, T *__restrict__ out, int channels, int groups, int places, float eps,
                                                  int silu) {
-  using Values = Neighbours<T, SIZE>;
   const int in_group = channels / groups, first_channel = blockIdx.x * in_group, packs = in_group / SIZE;
   const int together = packs < THREADS ? THREADS / packs : 1;
   const int first_pack = packs < THREADS ? threadIdx.x % packs : threadIdx.x;
@@ -52,9 +49,9 @@ static __device__ __forceinline__ void norm_last(const T *input, const T *weight
   float2 sums = make_float2(0, 0);
   for (int pack = first_pack; pack < packs; pack += THREADS) {
     const T *from = input + first + pack * SIZE;
-#pragma unroll 4
+#pragma unroll LOADS
     for (int place = first_place; place < places; place += together) {
-      const Values values = *reinterpret_cast<const Values *>(from + (size_t)place * channels);
+      const Neighbours<T, SIZE> values = loaded<SIZE>(from + (size_t)place * channels);
 #pragma unroll
       for (int j = 0; j < SIZE; j++) {
         const float difference = wide(values.values[j]) - around;
@@ -76,27 +73,33 @@ static __device__ __forceinline__ void norm_last(const T *input, const T *weight
       factor[j] = scale * wide(weight[channel]);
       summand[j] = wide(bias[channel]);
     }
-#pragma unroll 4
-    for (int place = first_place; place < places; place += together) {
-      Values values = *reinterpret_cast<const Values *>(input + at + (size_t)place * channels);
+    // Loads before stores: compilers leave them in order, and one at a time would wait for each.
+    for (int place = first_place; place < places; place += LOADS * together) {
+      Neighbours<T, SIZE> values[LOADS];
 #pragma unroll
-      for (int j = 0; j < SIZE; j++) {
-        float value = (wide(values.values[j]) - mean) * factor[j] + summand[j];
-        if (silu) value = value / (1 + expf(-value));
-        narrow(value, &values.values[j]);
+      for (int i = 0; i < LOADS; i++)
+        if (place + i * together < places) values[i] = loaded<SIZE>(input + at + (size_t)(place + i * together) * channels);
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) {
+#pragma unroll
+        for (int j = 0; j < SIZE; j++) {
+          float value = (wide(values[i].values[j]) - mean) * factor[j] + summand[j];
+          if (silu) value = value / (1 + expf(-value));
+          narrow(value, &values[i].values[j]);
+        }
+        if (place + i * together < places) store(values[i], out + at + (size_t)(place + i * together) * channels);
       }
-      *reinterpret_cast<Values *>(out + at + (size_t)place * channels) = values;
     }
   }
 }
 
 #define KERNEL(NAME, T) \
   extern "C" __global__ void __launch_bounds__(THREADS) \
-      group_norm_##NAME(const T *input, const T *weight, const T *bias, T *out, int channels, int groups, int places, float eps, int silu) { \
+      group_norm_##NAME(const T *__restrict__ input, const T *__restrict__ weight, const T *__restrict__ bias, T *__restrict__ out, int channels, int groups, int places, float eps, int silu) { \
     norm(input, weight, bias, out, channels, groups, places, eps, silu); \
   } \
   extern "C" __global__ void __launch_bounds__(THREADS) \
-      group_norm_last_##NAME(const T *input, const T *weight, const T *bias, T *out, int channels, int groups, int places, float eps, int silu) { \
+      group_norm_last_##NAME(const T *__restrict__ input, const T *__restrict__ weight, const T *__restrict__ bias, T *__restrict__ out, int channels, int groups, int places, float eps, int silu) { \
     const int in_group = channels / groups; \
     if (in_group % 8 == 0 && sizeof(T) == 2) \
       norm_last<T, 16 / sizeof(T)>(input, weight, bias, out, channels, groups, places, eps, silu); \

@@ -77,3 +77,7 @@ pub(crate) fn gated(_: &[[(&Tensor, &Tensor, Option<&Tensor>); 2]], _: Gate) -> 
 pub(crate) fn opened(_: Gate, _: &Tensor, _: &Tensor) -> Option<Result<Tensor>> {
     None
 }
+
+pub(crate) fn layer_norm(_: &Tensor, _: &Tensor, _: &Tensor, _: f32) -> Option<Result<Tensor>> {
+    None
+}

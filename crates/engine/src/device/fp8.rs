@@ -156,7 +156,7 @@ fn widened_to<T: Element + CudaDType>(device: &CudaDevice, values: &Tensor) -> R
 
 fn rounded<T: Element + CudaDType>(device: &CudaDevice, input: &Tensor, first: usize) -> Result<Fp8Tokens> {
     let (tokens, width) = input.dims2()?;
-    let input = input.contiguous()?;
+    let input = in_order(input)?;
     let (storage, layout) = input.storage_and_layout();
     let parts = Parts { first, tokens };
     let (bits, scales) = round_tokens(&device.cuda_stream(), &view::<T>(&storage, layout)?, parts).map_err(Error::wrap)?;

@@ -1,9 +1,9 @@
-//! How time changes the tokens of a flow, in one kernel each, as operations over candle's tensors.
+//! Layer norms, and how time changes the tokens of a flow, in one kernel each, as operations over candle's tensors.
 
-use atelier_kernels::cuda::modulation::Rows;
+use atelier_kernels::cuda::modulation::{Rows, layer_norm as normed_of};
 use atelier_kernels::cuda::modules::Element;
 use candle_core::cuda_backend::CudaDType;
-use candle_core::{CudaStorage, DType, Error, Result, Tensor};
+use candle_core::{CudaStorage, D, DType, Error, Result, Tensor};
 use half::{bf16, f16};
 
 use super::own_kernels::{has_kernels, run, run_all};
@@ -48,6 +48,27 @@ pub(crate) fn add_gated_modulate(
         _ => gated_modulated::<f32>,
     };
     Some(of(both, ends, gates, changes, eps))
+}
+
+/// Layer norm over the last side of `hidden`, (..., width); `weight`, `bias`: (width,), in the same format. `None` where there is no kernel for them: on a
+/// CPU, or of several formats.
+pub(crate) fn layer_norm(hidden: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Option<Result<Tensor>> {
+    let is_alike =
+        |vector: &Tensor| vector.dtype() == hidden.dtype() && vector.elem_count() == hidden.dim(D::Minus1).unwrap_or(0);
+    let fits = has_kernels(hidden) && is_alike(weight) && is_alike(bias);
+    let of = match hidden.dtype() {
+        DType::F16 => normed::<f16>,
+        DType::BF16 => normed::<bf16>,
+        _ => normed::<f32>,
+    };
+    fits.then(|| of(hidden, weight, bias, eps))
+}
+
+fn normed<T: Element + CudaDType>(hidden: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    run([hidden, weight, bias], hidden.shape(), |device, [hidden, weight, bias]| {
+        let output = normed_of::<T>(&device.cuda_stream(), hidden, weight, bias, eps).map_err(Error::wrap)?;
+        Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
+    })
 }
 
 /// The format of values that there are kernels for: of one batch, whose rows are its tokens.
@@ -147,6 +168,7 @@ mod tests {
                 (6, [0, 3], 7, 0.0),
                 (6, [0, 6], 520, 0.0),
                 (300, [100, 299], 64, 20.0),
+                (4, [1, 3], 1301, 0.0),
             ] {
                 let draw = |shape: &[usize]| Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype);
                 let both = draw(&[2, 1, tokens, width])?.affine(1.0, around)?;
@@ -193,6 +215,32 @@ mod tests {
                 }
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn layer_norms_are_those_of_float64() -> Result<()> {
+        let device = crate::device::open().map_err(Error::wrap)?;
+        for (dtype, rounding) in [(DType::F32, 3e-6), (DType::F16, 2.0_f64.powi(-10)), (DType::BF16, 2.0_f64.powi(-7))] {
+            // A warp's rows and a block's, whole packs of 16 bytes and none, and rows that fill no block.
+            for (rows, width) in [(19, 320), (2, 7), (9, 1301), (3, 2048)] {
+                let draw = |shape: &[usize]| Tensor::randn(1.0_f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype);
+                let hidden = draw(&[2, rows, width])?;
+                let weight = draw(&[width])?;
+                let bias = draw(&[width])?;
+                let [weight_there, bias_there] = [weight.to_device(&device)?, bias.to_device(&device)?];
+                let ours = layer_norm(&hidden.to_device(&device)?, &weight_there, &bias_there, 1e-6).expect("a kernel")?;
+                let wide = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64);
+                let exact = exact(&wide(&hidden)?, (&wide(&weight)?, &wide(&bias)?))?;
+                let off = (wide(&ours)? - &exact)?.abs()?.max_all()?.to_scalar::<f64>()?;
+                let largest = exact.abs()?.max_all()?.to_scalar::<f64>()?;
+                assert!(off / largest <= rounding, "{dtype:?} {rows} {width}: off by {}", off / largest);
+            }
+        }
+        let vector = Tensor::zeros(8, DType::F16, &device)?;
+        let hidden = Tensor::zeros((1, 8), DType::F32, &device)?;
+        assert!(layer_norm(&hidden, &vector, &vector, 1e-6).is_none(), "several formats");
+        assert!(layer_norm(&vector.narrow(0, 0, 4)?, &vector, &vector, 1e-6).is_none(), "other widths");
         Ok(())
     }
 
