@@ -8,8 +8,9 @@ use std::process::Command;
 
 /// The oldest GPUs that the kernels are for: `mma` of 16x8x16 and `cp.async` begin there. Drivers translate the PTX for all newer ones.
 const ARCHITECTURE: &str = "compute_80";
-const KERNELS: [&str; 9] =
-    ["channels_last", "epilogue", "flash", "fp8", "gated", "gguf", "group_norm", "modulation", "norm_rope"];
+const KERNELS: [&str; 8] = ["channels_last", "epilogue", "fp8", "gated", "gguf", "group_norm", "modulation", "norm_rope"];
+/// Widths of heads that `flash.cu` is compiled for, into a file each.
+const HEAD_WIDTHS: [usize; 8] = [16, 32, 40, 64, 80, 96, 128, 160];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -24,17 +25,23 @@ fn main() {
     let nvcc = nvcc();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     for name in KERNELS {
-        let source = format!("cuda/{name}.cu");
-        let ptx = out.join(format!("{name}.ptx"));
-        let mut command = Command::new(&nvcc);
-        command.args(["-ptx", "-O3", "-std=c++17", "-arch", ARCHITECTURE, "-o"]).arg(&ptx).arg(&source);
-        ran(&mut command, &format!("{source} could not be compiled"));
+        compile(&nvcc, name, &out.join(format!("{name}.ptx")), None);
+    }
+    for width in HEAD_WIDTHS {
+        compile(&nvcc, "flash", &out.join(format!("flash_{width}.ptx")), Some(format!("-DHEAD_WIDTH={width}")));
     }
     // A driver translates PTX of its own CUDA version and of older ones: the version is compared before anything is loaded.
     println!(
         "cargo:rustc-env=ATELIER_CUDA_VERSION={}",
         version(&ran(Command::new(&nvcc).arg("--version"), "nvcc does not start"))
     );
+}
+
+fn compile(nvcc: &Path, name: &str, ptx: &Path, definition: Option<String>) {
+    let source = format!("cuda/{name}.cu");
+    let mut command = Command::new(nvcc);
+    command.args(["-ptx", "-O3", "-std=c++17", "-arch", ARCHITECTURE, "-o"]).arg(ptx).args(definition).arg(&source);
+    ran(&mut command, &format!("{source} could not be compiled"));
 }
 
 /// As candle's build finds it: by `NVCC`, which may name a wrapper, then in the toolkit's home, then on the PATH.

@@ -2,6 +2,7 @@
 
 mod channels_last;
 mod linear;
+mod padded;
 
 use atelier_kernels::{convolution, elementwise, norm};
 use candle_core::{D, DType, Error, Result, Storage, Tensor};
@@ -9,6 +10,7 @@ use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
 pub(super) use self::channels_last::{joined, scaled, sum};
 pub(super) use self::linear::{Linear, linear, linear_b};
+pub(super) use self::padded::PaddedConv;
 use super::device::{self, is_channels_last, to_channels_last, with_channels_first, with_channels_last};
 
 /// A convolution with a kernel of 1 or 3 and a border of zeros that keeps the size, or halves it with stride 2.

@@ -9,6 +9,8 @@ constexpr int TILE = 16;
 // A row's weights are powers relative to a score that its largest may exceed by so much before all that was summed is scaled anew: weights up to 2^8 are in the
 // range of halves, and as exact there (Zadouri et al. 2026, FlashAttention-4, "conditional rescaling").
 constexpr float HEADROOM = 8;
+// What every score exceeds, and from which nothing but an infinite one is infinitely far: a row may begin with places that it does not see.
+constexpr float NONE_YET = -1e38f;
 
 // How heads of WIDTH values are computed, with 255 registers a thread and 48 KB of shared memory at most.
 template <int WIDTH> struct Plan {
@@ -51,7 +53,7 @@ template <typename T, int WIDTH> struct Attended {
 
   __device__ __forceinline__ Attended() {
 #pragma unroll
-    for (int t = 0; t < TILES; t++) reference[t][0] = reference[t][1] = -INFINITY;
+    for (int t = 0; t < TILES; t++) reference[t][0] = reference[t][1] = NONE_YET;
   }
 
   // Scores of a piece's first `places` keys. `queries(x, a)` gives the queries' values of step x.
@@ -279,14 +281,13 @@ static __device__ void attend(const T *query, const T *key, const T *value, T *o
   attended.store(out + (size_t)(warp_query + row) * heads * width + pair, tokens - warp_query - row, width, heads * width);
 }
 
+// The build compiles each format and width by itself, for drivers translate a module whole: a model has one or two widths.
+#define NAME_OF(WIDTH, NAME) attend_##WIDTH##_##NAME
 #define ATTENTION(NAME, T, WIDTH) \
   extern "C" __global__ void __launch_bounds__(WARPS * WARP, Plan<WIDTH>::BLOCKS) \
-      attend_##WIDTH##_##NAME(const T *query, const T *key, const T *value, T *out, int tokens, int places, int heads, int width, int causal, \
-                              float scale, int query_stride, int place_stride) { \
+      NAME_OF(WIDTH, NAME)(const T *query, const T *key, const T *value, T *out, int tokens, int places, int heads, int width, int causal, \
+                           float scale, int query_stride, int place_stride) { \
     attend<T, WIDTH>(query, key, value, out, tokens, places, heads, width, causal, scale, query_stride, place_stride); \
   }
-#define WIDTHS(NAME, T) \
-  ATTENTION(NAME, T, 16) ATTENTION(NAME, T, 32) ATTENTION(NAME, T, 40) ATTENTION(NAME, T, 64) ATTENTION(NAME, T, 80) ATTENTION(NAME, T, 96) \
-  ATTENTION(NAME, T, 128) ATTENTION(NAME, T, 160)
-WIDTHS(f16, __half)
-WIDTHS(bf16, __nv_bfloat16)
+ATTENTION(f16, __half, HEAD_WIDTH)
+ATTENTION(bf16, __nv_bfloat16, HEAD_WIDTH)

@@ -40,6 +40,7 @@ template <typename T, int ROWS, int CHUNKS> struct Copier {
   // Threads that copy a row together: what eight of them write at once lies in different banks.
   static constexpr int SHARE = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : 2;
   static constexpr int AT_ONCE = WARPS * WARP / SHARE;
+  static_assert(CHUNKS % SHARE == 0 && ROWS % AT_ONCE == 0, "threads that copy no more than the rows there are");
   int stride, row, first_column, columns;
   Row<CHUNKS, SHARE> to;
 

@@ -17,8 +17,9 @@ type Operands<'a> = (&'a Tensor, &'a Tensor, Option<&'a Tensor>);
 /// (..., in), or (1, T, in) where there are several pairs. Returns (..., out), or (1, the tokens of all, out). `None` where cuBLASLt is to be preferred,
 /// and where there is no kernel for them: on a CPU, in f32, of several formats, or of sides that are no multiples of 8.
 pub(crate) fn gated(layers: &[[Operands<'_>; 2]], gate: Gate) -> Option<Result<Tensor>> {
-    let Device::Cuda(device) = layers.first()?[0].0.device() else { return None };
-    match is_preferred(&device.cuda_stream()) {
+    let (input, ..) = &layers.first()?[0];
+    let Device::Cuda(device) = input.device() else { return None };
+    match is_preferred(&device.cuda_stream(), *input.dims().last()?) {
         Ok(true) => fused(device, layers, gate),
         Ok(false) => None,
         Err(error) => Some(Err(Error::wrap(error))),
@@ -218,8 +219,8 @@ mod tests {
         assert!(at_once(&[[(&of_f32[0], &of_f32[1], None); 2]], Gate::Silu).is_none(), "f32");
         let here = [zeros(&[1, 5, 8], DType::F16, &Device::Cpu)?, zeros(&[16, 8], DType::F16, &Device::Cpu)?];
         assert!(gated(&[[(&here[0], &here[1], None); 2]], Gate::Silu).is_none(), "a CPU");
-        let pictures = input.reshape((1, 1, 5, 8))?;
-        assert!(at_once(&[[layer, layer], [(&pictures, &weight, Some(&bias)); 2]], Gate::Silu).is_none(), "no tokens");
+        let images = input.reshape((1, 1, 5, 8))?;
+        assert!(at_once(&[[layer, layer], [(&images, &weight, Some(&bias)); 2]], Gate::Silu).is_none(), "no tokens");
         Ok(())
     }
 }

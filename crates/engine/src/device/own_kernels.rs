@@ -264,6 +264,23 @@ pub(super) mod tests {
         Ok(())
     }
 
+    /// As keys that overflowed would be: a row begins with places that nothing is seen of.
+    #[test]
+    fn rows_that_begin_with_infinite_scores_see_what_follows() -> Result<()> {
+        let device = on_gpu()?;
+        let places = 150;
+        let width = 64;
+        let query = Tensor::ones((1, 20, 1, width), DType::F16, &Device::Cpu)?;
+        let infinite = Tensor::full(f32::NEG_INFINITY, (1, 70, 1, width), &Device::Cpu)?.to_dtype(DType::F16)?;
+        let key = Tensor::cat(&[&infinite, &drawn(&[1, places - 70, 1, width], DType::F16)?], 1)?;
+        let value = drawn(&[1, places, 1, width], DType::F16)?;
+        let on = |tensor: &Tensor| tensor.to_device(&device);
+        let ours = attention(&on(&query)?, &on(&key)?, &on(&value)?, false).expect("a kernel")?;
+        let off = furthest(&doubles(&ours)?, &exact_attention(&query, &key, &value, false)?);
+        assert!(off <= rounding(DType::F16), "off by {off}");
+        Ok(())
+    }
+
     #[test]
     fn parts_of_larger_tensors_are_read_from_where_they_lie() -> Result<()> {
         let device = on_gpu()?;

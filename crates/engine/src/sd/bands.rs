@@ -7,7 +7,8 @@ use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::VaeConfig;
-use crate::layers::{Conv, conv};
+use crate::device::{is_channels_last, with_channels_first, with_channels_last};
+use crate::layers::{Conv, conv, sum};
 
 /// Values of one band, 16 MiB in f32.
 const BAND: usize = 1 << 22;
@@ -113,8 +114,8 @@ impl Resnet {
         let changed = banded(&inner, out, 1, |band| self.conv2.forward(&activated(band, &affine)?))?;
         drop(inner);
         match &self.shortcut {
-            Some(shortcut) => banded(hidden, out, 0, |band| shortcut.forward(band))? + changed,
-            None => hidden + changed,
+            Some(shortcut) => sum(&banded(hidden, out, 0, |band| shortcut.forward(band))?, &changed),
+            None => sum(hidden, &changed),
         }
     }
 }
@@ -133,8 +134,12 @@ impl Norm {
         let mut factors = Vec::new();
         let mut summands = Vec::new();
         for group in 0..self.groups {
-            let part =
-                hidden.narrow(1, group * in_group, in_group)?.reshape((in_group * height, width))?.to_dtype(DType::F32)?;
+            let part = if is_channels_last(hidden) {
+                with_channels_last(hidden)?.narrow(3, group * in_group, in_group)?.reshape((height, width * in_group))?
+            } else {
+                hidden.narrow(1, group * in_group, in_group)?.reshape((in_group * height, width))?
+            };
+            let part = part.to_dtype(DType::F32)?;
             let mean = part.mean(1)?.mean_all()?;
             let variance = part.broadcast_sub(&mean)?.sqr()?.mean(1)?.mean_all()?;
             let factor = (variance + VaeConfig::NORM_EPS)?.sqrt()?.recip()?;
@@ -147,8 +152,16 @@ impl Norm {
     }
 }
 
+/// It lies as `band` does.
 fn activated(band: &Tensor, (factor, summand): &Affine) -> Result<Tensor> {
-    band.to_dtype(DType::F32)?.broadcast_mul(factor)?.broadcast_add(summand)?.silu()?.to_dtype(band.dtype())
+    let activated = |band: &Tensor, factor: &Tensor, summand: &Tensor| {
+        band.to_dtype(DType::F32)?.broadcast_mul(factor)?.broadcast_add(summand)?.silu()?.to_dtype(band.dtype())
+    };
+    if is_channels_last(band) {
+        let [band, factor, summand] = [with_channels_last(band)?, with_channels_last(factor)?, with_channels_last(summand)?];
+        return with_channels_first(&activated(&band, &factor, &summand)?);
+    }
+    activated(band, factor, summand)
 }
 
 /// `layer` over `input` (1, in, H, W), as many rows at a time as fit into a band and `border` more on each side, which it may look at;
@@ -162,17 +175,31 @@ fn banded(
     let (_, channels, height, width) = input.dims4()?;
     let (out_channels, out_height, out_width) = out;
     let scale = out_height / height;
-    let whole = Tensor::zeros((1, out_channels, out_height, out_width), input.dtype(), input.device())?;
+    let zeros = |shape| Tensor::zeros(shape, input.dtype(), input.device());
+    // As the bands lie, which is known when there is one.
+    let mut whole = None;
     let rows = (BAND / (channels.max(out_channels) * width * scale * scale)).clamp(1, height);
     for top in (0..height).step_by(rows) {
         let rows = rows.min(height - top);
         let above = border.min(top);
         let below = border.min(height - top - rows);
         let band = layer(&input.narrow(2, top - above, above + rows + below)?)?;
-        let kept = band.narrow(2, above * scale, rows * scale)?.contiguous()?;
-        whole.slice_set(&kept, 2, top * scale)?;
+        let kept = band.narrow(2, above * scale, rows * scale)?;
+        let is_last = is_channels_last(&kept);
+        let (kept, row_side) = if is_last { (with_channels_last(&kept)?, 1) } else { (kept.contiguous()?, 2) };
+        if whole.is_none() {
+            let last = (1, out_height, out_width, out_channels);
+            whole = Some((zeros(if is_last { last } else { (1, out_channels, out_height, out_width) })?, is_last));
+        }
+        if let Some((whole, _)) = &whole {
+            whole.slice_set(&kept, row_side, top * scale)?;
+        }
     }
-    Ok(whole)
+    match whole {
+        Some((whole, true)) => with_channels_first(&whole),
+        Some((whole, false)) => Ok(whole),
+        None => zeros((1, out_channels, out_height, out_width)),
+    }
 }
 
 fn upsampled(hidden: &Tensor, conv: &Conv) -> Result<Tensor> {

@@ -7,7 +7,7 @@ use super::attention::{Attention, AttentionConfig};
 use super::bands::Bands;
 use super::config::VaeConfig;
 use super::resnet::{ResnetBlock, ResnetConfig};
-use crate::layers::{Conv, GroupNorm, conv, group_norm, sum, to_image, to_tokens};
+use crate::layers::{Conv, GroupNorm, PaddedConv, conv, group_norm, sum, to_image, to_tokens};
 
 /// The decoding half of diffusers' `AutoencoderKL`.
 pub struct VaeDecoder {
@@ -15,11 +15,11 @@ pub struct VaeDecoder {
     scaling_factor: f64,
     shift_factor: f64,
     post_quant_conv: Option<Conv>,
-    conv_in: Conv,
+    conv_in: PaddedConv,
     mid: MidBlock,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
-    conv_out: Conv,
+    conv_out: PaddedConv,
     bands: Bands,
 }
 
@@ -54,13 +54,13 @@ impl VaeDecoder {
                 .use_post_quant_conv
                 .then(|| conv(latents, latents, 1, 1, vb.pp("post_quant_conv")))
                 .transpose()?,
-            conv_in: conv(latents, inner, 3, 1, decoder.pp("conv_in"))?,
+            conv_in: PaddedConv::of(conv(latents, inner, 3, 1, decoder.pp("conv_in"))?)?,
             mid: MidBlock::new(config, inner, &decoder.pp("mid_block"))?,
             up_blocks: (0..widths.len())
                 .map(|index| UpBlock::new(config, &widths, index, &decoder.pp("up_blocks").pp(index)))
                 .collect::<Result<_>>()?,
             conv_norm_out: group_norm(config.norm_num_groups, outer, VaeConfig::NORM_EPS, &decoder.pp("conv_norm_out"))?,
-            conv_out: conv(outer, config.out_channels, 3, 1, decoder.pp("conv_out"))?,
+            conv_out: PaddedConv::of(conv(outer, config.out_channels, 3, 1, decoder.pp("conv_out"))?)?,
             bands: Bands::new(config, &decoder)?,
         })
     }

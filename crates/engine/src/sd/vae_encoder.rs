@@ -1,20 +1,21 @@
 //! The encoder of the variational autoencoder: pixels to latents.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::VaeConfig;
 use super::resnet::ResnetBlock;
 use super::vae::{MidBlock, resnets};
+use crate::device::{is_channels_last, to_channels_last, with_channels_first, with_channels_last};
 use crate::finite::{clamp_finite, is_finite};
-use crate::layers::{Conv, GroupNorm, conv, group_norm};
+use crate::layers::{Conv, GroupNorm, PaddedConv, conv, group_norm};
 
 /// The encoding half of diffusers' `AutoencoderKL`.
 pub struct VaeEncoder {
     dtype: DType,
     scaling_factor: f64,
     shift_factor: f64,
-    conv_in: Conv,
+    conv_in: PaddedConv,
     down_blocks: Vec<DownBlock>,
     mid: MidBlock,
     conv_norm_out: GroupNorm,
@@ -67,7 +68,7 @@ impl VaeEncoder {
             dtype: vb.dtype(),
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor.unwrap_or_default(),
-            conv_in: conv(config.in_channels, outer, 3, 1, encoder.pp("conv_in"))?,
+            conv_in: PaddedConv::of(conv(config.in_channels, outer, 3, 1, encoder.pp("conv_in"))?)?,
             down_blocks: (0..widths.len())
                 .map(|index| DownBlock::new(config, index, &encoder.pp("down_blocks").pp(index)))
                 .collect::<Result<_>>()?,
@@ -127,7 +128,11 @@ impl DownBlock {
         let (_, _, height, width) = hidden.dims4()?;
         // Diffusers puts zeros below and to the right only. Moved by one, the windows of a convolution with zeros all
         // around are the same but for the first of each row and column.
-        let moved = hidden.pad_with_zeros(2, 1, 0)?.pad_with_zeros(D::Minus1, 1, 0)?;
-        downsampler.forward(&moved)?.narrow(2, 1, height / 2)?.narrow(3, 1, width / 2)
+        let windows = |moved: &Tensor| downsampler.forward(moved)?.narrow(2, 1, height / 2)?.narrow(3, 1, width / 2);
+        if is_channels_last(&hidden) {
+            let moved = with_channels_last(&hidden)?.pad_with_zeros(1, 1, 0)?.pad_with_zeros(2, 1, 0)?;
+            return to_channels_last(&windows(&with_channels_first(&moved)?)?);
+        }
+        windows(&hidden.pad_with_zeros(2, 1, 0)?.pad_with_zeros(3, 1, 0)?)
     }
 }

@@ -65,7 +65,7 @@ impl FlashAttention {
         let out = unsafe { stream.alloc::<T>(batch * tokens * in_row)? };
         if !out.is_empty() {
             let padded = WIDTHS.into_iter().find(|padded| *padded >= width).unwrap_or(width);
-            let function = kernel(stream.context(), Module::Flash, &format!("attend_{padded}_{}", T::NAME))?;
+            let function = kernel(stream.context(), Module::Flash(padded), &format!("attend_{padded}_{}", T::NAME))?;
             let grid_dim = (tokens.div_ceil(queries_of_block(padded)) as u32, heads as u32, batch as u32);
             let scale = (width as f32).sqrt().recip() * std::f32::consts::LOG2_E;
             let [tokens, places, heads, width] = [tokens, places, heads, width].map(|side| side as i32);

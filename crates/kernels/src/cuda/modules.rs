@@ -47,7 +47,8 @@ impl HalfElement for bf16 {}
 pub(super) enum Module {
     ChannelsLast,
     Epilogue,
-    Flash,
+    /// Of heads of this width.
+    Flash(usize),
     Fp8,
     Gated,
     Gguf,
@@ -56,12 +57,21 @@ pub(super) enum Module {
     NormRope,
 }
 
+macro_rules! flash {
+    ($given:expr, $($width:literal)*) => {
+        match $given {
+            $($width => include_str!(concat!(env!("OUT_DIR"), "/flash_", $width, ".ptx")),)*
+            _ => panic!("there is no kernel for heads of this width"),
+        }
+    };
+}
+
 impl Module {
     const fn ptx(self) -> &'static str {
         match self {
             Self::ChannelsLast => include_str!(concat!(env!("OUT_DIR"), "/channels_last.ptx")),
             Self::Epilogue => include_str!(concat!(env!("OUT_DIR"), "/epilogue.ptx")),
-            Self::Flash => include_str!(concat!(env!("OUT_DIR"), "/flash.ptx")),
+            Self::Flash(width) => flash!(width, 16 32 40 64 80 96 128 160),
             Self::Gated => include_str!(concat!(env!("OUT_DIR"), "/gated.ptx")),
             Self::Gguf => include_str!(concat!(env!("OUT_DIR"), "/gguf.ptx")),
             Self::GroupNorm => include_str!(concat!(env!("OUT_DIR"), "/group_norm.ptx")),
