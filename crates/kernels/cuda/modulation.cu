@@ -118,25 +118,25 @@ static __device__ void add_gated_modulate(const T *__restrict__ input, const T *
     else FUNCTION<1, THREADS>(__VA_ARGS__); \
   }
 #define KERNELS(NAME, T) \
-  extern "C" __global__ void __launch_bounds__(THREADS) \
+  extern "C" __global__ void __launch_bounds__(THREADS, 4) \
       layer_norm_##NAME(const T *__restrict__ input, const T *__restrict__ weight, const T *__restrict__ bias, T *__restrict__ out, int rows, int width, \
                         float eps) { \
     const Parts<T> scales{weight, weight, weight}, shifts{bias, bias, bias}; \
     CHOSEN(modulate, T, input, scales, shifts, out, rows, rows, rows, width, eps) \
   } \
-  extern "C" __global__ void __launch_bounds__(THREADS) \
+  extern "C" __global__ void __launch_bounds__(THREADS, 4) \
       modulate_##NAME(const T *__restrict__ input, const T *scale, const T *shift, const T *second_scale, const T *second_shift, const T *third_scale, \
                       const T *third_shift, T *__restrict__ out, int first_end, int second_end, int rows, int width, float eps) { \
     const Parts<T> scales{scale, second_scale, third_scale}, shifts{shift, second_shift, third_shift}; \
     CHOSEN(modulate, T, input, scales, shifts, out, first_end, second_end, rows, width, eps) \
   } \
-  extern "C" __global__ void __launch_bounds__(THREADS) \
+  extern "C" __global__ void __launch_bounds__(THREADS, 4) \
       add_gated_##NAME(const T *__restrict__ input, const T *__restrict__ change, const T *gate, const T *second_gate, const T *third_gate, \
                        T *__restrict__ out, int first_end, int second_end, int rows, int width) { \
     const Parts<T> gates{gate, second_gate, third_gate}; \
     CHOSEN(add_gated, T, input, change, gates, out, first_end, second_end, rows, width) \
   } \
-  extern "C" __global__ void __launch_bounds__(THREADS) \
+  extern "C" __global__ void __launch_bounds__(THREADS, 4) \
       add_gated_modulate_##NAME(const T *__restrict__ input, const T *__restrict__ change, const T *gate, const T *second_gate, const T *third_gate, \
                                 const T *scale, const T *shift, const T *second_scale, const T *second_shift, const T *third_scale, const T *third_shift, \
                                 T *sum, T *__restrict__ out, int first_end, int second_end, int rows, int width, float eps) { \
