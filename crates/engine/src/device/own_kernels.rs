@@ -350,6 +350,24 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn large_images_are_normed_in_parts() -> Result<()> {
+        let device = on_gpu()?;
+        let hidden = (drawn(&[1, 32, 360, 370], DType::F16)? + 3.0)?;
+        let weight = drawn(&[32], DType::F16)?;
+        let norm = GroupNorm { groups: 8, eps: 1e-5, silu: true, channels_last: false };
+        let exact = exact_norm(norm, &hidden, &weight, &weight)?;
+        let hidden = hidden.to_device(&device)?;
+        let weight = weight.to_device(&device)?;
+        for there in [to_channels_last(&hidden)?, hidden] {
+            let norm = GroupNorm { channels_last: is_channels_last(&there), ..norm };
+            let ours = group_norm(norm, &there, &weight, &weight).expect("a kernel")?;
+            let off = furthest(&doubles(&ours)?, &exact);
+            assert!(off <= rounding(DType::F16), "{norm:?}: off by {off}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn group_norm_is_that_of_float64() -> Result<()> {
         let device = on_gpu()?;
         for dtype in [DType::F32, DType::F16, DType::BF16] {
