@@ -51,8 +51,8 @@ pub(super) use self::gated::gated;
 #[cfg(feature = "cuda")]
 pub(super) use self::matmul::{linear, linear_gelu, linears_joined};
 pub(super) use self::memory_order::{
-    convolves_channels_last, fill, is_best_channels_last, is_channels_last, to_channels_last, with_channels_first,
-    with_channels_last,
+    CHANNELS_TOGETHER, convolves_channels_last, fill, is_best_channels_last, is_channels_last, to_channels_last,
+    with_channels_first, with_channels_last,
 };
 #[cfg(feature = "cuda")]
 pub(super) use self::modulation::{add_gated, add_gated_modulate, layer_norm, modulate};

@@ -1,6 +1,7 @@
 // 8-bit values (e4m3) on their way into a product and out of it. The rounding is NVIDIA's, cuda_fp8.h: to the nearest, halves to even,
 // saturating at 448.
 #include <cuda_fp8.h>
+#include "gates.cuh"
 #include "numbers.cuh"
 
 // Where the scale of a token is: those of the first tokens, a gap, and those of the others.
@@ -44,9 +45,6 @@ template <int SIZE, typename T> static __device__ void round_token(const T *__re
   }
 }
 
-// The one with tanh (Hendrycks and Gimpel 2016).
-static __device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x))); }
-
 // product: (tokens, width), times the token's scale, times the weight's (one for all, or one a column), rounded to T, plus a bias; gelu of that,
 // where it is asked for. Scales and bias are of the first tokens' weight, and of the others'.
 template <typename T>
@@ -63,7 +61,7 @@ static __device__ void finish(const __nv_bfloat16 *product, const float *token_s
     T rounded;
     narrow(__bfloat162float(product[first + column]) * token_scale * weight_scales[column * scale_stride], &rounded);
     const float sum = wide(rounded) + wide(bias[column]);
-    narrow(gelus ? gelu(sum) : sum, &out[first + column]);
+    narrow(gelus ? opened<Gate::gelu_tanh>(sum) : sum, &out[first + column]);
   }
 }
 

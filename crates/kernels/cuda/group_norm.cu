@@ -14,21 +14,17 @@ static __device__ void norm(const T *__restrict__ input, const T *__restrict__ w
   const size_t first = ((size_t)blockIdx.y * channels + first_channel) * places;
   const T *__restrict__ from = input + first;
   T *__restrict__ to = out + first;
-  // Sums of differences to one of the values: squares of what lies far from zero would cancel each other out.
   const float around = wide(from[0]);
   float2 sums = make_float2(0, 0);
   for (int64_t i = threadIdx.x; i < count; i += THREADS) {
-    const float difference = wide(from[i]) - around;
-    sums.x += difference;
-    sums.y += difference * difference;
+    add_difference(sums, wide(from[i]) - around);
   }
   sums = block_sum<THREADS>(sums);
-  const float shift = sums.x / count, mean = around + shift;
-  const float scale = rsqrtf(fmaxf(sums.y / count - shift * shift, 0.0f) + eps);
+  const float2 found = mean_and_scale(sums, around, (float)count, eps);
 #pragma unroll LOADS
   for (int64_t i = threadIdx.x; i < count; i += THREADS) {
     const int channel = first_channel + (int)(i / places);
-    float value = (wide(from[i]) - mean) * scale * wide(weight[channel]) + wide(bias[channel]);
+    float value = (wide(from[i]) - found.x) * found.y * wide(weight[channel]) + wide(bias[channel]);
     if (silu) value = value / (1 + expf(-value));
     narrow(value, &to[i]);
   }
@@ -76,32 +72,26 @@ static __device__ __forceinline__ void norm_last(const T *__restrict__ input, co
     for (int place = first_place; place < places; place += together) {
       const Neighbours<T, SIZE> values = loaded<SIZE>(from + (size_t)place * channels);
 #pragma unroll
-      for (int j = 0; j < SIZE; j++) {
-        const float difference = wide(values.values[j]) - around;
-        sums.x += difference;
-        sums.y += difference * difference;
-      }
+      for (int j = 0; j < SIZE; j++) add_difference(sums, wide(values.values[j]) - around);
     }
   }
   sums = block_sum<THREADS>(sums);
   const float count = (float)in_group * places;
-  const float shift = sums.x / count, mean = around + shift;
-  const float scale = rsqrtf(fmaxf(sums.y / count - shift * shift, 0.0f) + eps);
+  const float2 found = mean_and_scale(sums, around, (float)count, eps);
   for (int pack = first_pack; pack < packs; pack += THREADS) {
     const size_t at = first + pack * SIZE;
     float factor[SIZE], summand[SIZE];
 #pragma unroll
     for (int j = 0; j < SIZE; j++) {
       const int channel = first_channel + pack * SIZE + j;
-      factor[j] = scale * wide(weight[channel]);
+      factor[j] = found.y * wide(weight[channel]);
       summand[j] = wide(bias[channel]);
     }
-    norm_places<SIZE>(input + at, out + at, first_place, together, places, channels, mean, factor, summand, silu);
+    norm_places<SIZE>(input + at, out + at, first_place, together, places, channels, found.x, factor, summand, silu);
   }
 }
 
-// A large image is normed in PARTS by two kernels: sums of each part, and what is made of them all. One block for a group would leave most of a GPU idle. A sum is of
-// differences to the group's first value, and of their squares.
+// A large image is normed in parts by two kernels: sums of each part, and what is made of them all. One block for a group would leave most of a GPU idle.
 
 // Mean and 1 / sqrt(variance + eps) of a group, from the sums of its parts; for all lanes of a warp.
 static __device__ __forceinline__ float2 statistics(const float2 *__restrict__ sums, int parts, float around, float count, float eps) {
@@ -110,9 +100,7 @@ static __device__ __forceinline__ float2 statistics(const float2 *__restrict__ s
     sum.x += sums[part].x;
     sum.y += sums[part].y;
   }
-  sum = warp_sum(sum);
-  const float shift = sum.x / count;
-  return make_float2(around + shift, rsqrtf(fmaxf(sum.y / count - shift * shift, 0.0f) + eps));
+  return mean_and_scale(warp_sum(sum), around, count, eps);
 }
 
 // input: (B, channels, places); sums: (B, groups, parts). Grid (parts, groups, B), 512 threads.
@@ -124,11 +112,7 @@ static __device__ void part_sums(const T *__restrict__ input, float2 *__restrict
   const float around = wide(from[0]);
   float2 sum = make_float2(0, 0);
 #pragma unroll LOADS
-  for (int64_t i = begin + threadIdx.x; i < end; i += THREADS) {
-    const float difference = wide(from[i]) - around;
-    sum.x += difference;
-    sum.y += difference * difference;
-  }
+  for (int64_t i = begin + threadIdx.x; i < end; i += THREADS) add_difference(sum, wide(from[i]) - around);
   sum = block_sum<THREADS>(sum);
   if (threadIdx.x == 0) sums[group * gridDim.x + blockIdx.x] = sum;
 }
@@ -175,11 +159,7 @@ static __device__ void part_sums_last(const T *__restrict__ input, float2 *__res
     for (int place = begin + columns.place; place < end; place += columns.together) {
       const Neighbours<T, SIZE> values = loaded<SIZE>(from + (size_t)place * channels + columns.pack * SIZE);
 #pragma unroll
-      for (int j = 0; j < SIZE; j++) {
-        const float difference = wide(values.values[j]) - around;
-        sum.x += difference;
-        sum.y += difference * difference;
-      }
+      for (int j = 0; j < SIZE; j++) add_difference(sum, wide(values.values[j]) - around);
     }
   }
   of_thread[threadIdx.x] = sum;

@@ -26,28 +26,22 @@ struct Place {
 template <int SIZE, int LANES, typename T, typename Value, typename Keep>
 static __device__ __forceinline__ void normed(const Value &value, const Keep &keep, const T *kept, const T *__restrict__ scale, const T *__restrict__ shift,
                                               T *__restrict__ out, int width, float eps, int lane) {
-  // Sums of differences to one of the values: squares of what lies far from zero would cancel each other out.
   const float around = wide(value(0).values[0]);
   float2 sums = make_float2(0, 0);
   for (int at = lane * SIZE; at < width; at += LANES * SIZE) {
     const Neighbours<T, SIZE> values = value(at);
     keep(at, values);
 #pragma unroll
-    for (int j = 0; j < SIZE; j++) {
-      const float difference = wide(values.values[j]) - around;
-      sums.x += difference;
-      sums.y += difference * difference;
-    }
+    for (int j = 0; j < SIZE; j++) add_difference(sums, wide(values.values[j]) - around);
   }
   sums = block_sum<LANES>(sums);
-  const float moved = sums.x / width, mean = around + moved;
-  const float factor = rsqrtf(fmaxf(sums.y / width - moved * moved, 0.0f) + eps);
+  const float2 found = mean_and_scale(sums, around, (float)width, eps);
   for (int at = lane * SIZE; at < width; at += LANES * SIZE) {
     Neighbours<T, SIZE> values = loaded<SIZE>(kept + at);
     const Neighbours<T, SIZE> scales = loaded<SIZE>(scale + at), shifts = loaded<SIZE>(shift + at);
 #pragma unroll
     for (int j = 0; j < SIZE; j++)
-      narrow((wide(values.values[j]) - mean) * factor * wide(scales.values[j]) + wide(shifts.values[j]), &values.values[j]);
+      narrow((wide(values.values[j]) - found.x) * found.y * wide(scales.values[j]) + wide(shifts.values[j]), &values.values[j]);
     store(values, out + at);
   }
 }

@@ -19,14 +19,14 @@ static __device__ __forceinline__ void norm_rope(const T *__restrict__ input, co
   const int lane = threadIdx.x % 32;
   const T *from = input + row * width;
   T *to = out + row * width;
-  float2 sum = make_float2(0, 0);
+  float sum = 0;
   for (int at = lane * SIZE; at < width; at += 32 * SIZE) {
     const Neighbours<T, SIZE> values = loaded<SIZE>(from + at);
 #pragma unroll
-    for (int j = 0; j < SIZE; j++) sum.x += wide(values.values[j]) * wide(values.values[j]);
+    for (int j = 0; j < SIZE; j++) sum += wide(values.values[j]) * wide(values.values[j]);
   }
   sum = warp_sum(sum);
-  const float scale = rsqrtf(sum.x / width + eps);
+  const float scale = rsqrtf(sum / width + eps);
   const size_t angle = (size_t)token * (width / 2);
   for (int at = lane * SIZE; at < width; at += 32 * SIZE) {
     Neighbours<T, SIZE> values = loaded<SIZE>(from + at);

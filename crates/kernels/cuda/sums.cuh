@@ -1,7 +1,11 @@
 // Sums over the threads that have a row.
 #pragma once
 
-// Of both parts, for all lanes of a warp.
+// For all lanes of a warp; of both parts, where there are two.
+static __device__ __forceinline__ float warp_sum(float value) {
+  for (int distance = 16; distance; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+  return value;
+}
 static __device__ __forceinline__ float2 warp_sum(float2 value) {
   for (int distance = 16; distance; distance /= 2) {
     value.x += __shfl_xor_sync(~0u, value.x, distance);
@@ -24,4 +28,15 @@ static __device__ __forceinline__ float2 block_sum(float2 value) {
     sum.y += of_warp[warp].y;
   }
   return sum;
+}
+
+// A row's sums of differences to one of its values, and of their squares: squares of what lies far from zero would cancel each other out.
+static __device__ __forceinline__ void add_difference(float2 &sums, float difference) {
+  sums.x += difference;
+  sums.y += difference * difference;
+}
+// Mean and 1 / sqrt(variance + eps), of the sums of differences of `count` values to `around`.
+static __device__ __forceinline__ float2 mean_and_scale(float2 sums, float around, float count, float eps) {
+  const float shift = sums.x / count;
+  return make_float2(around + shift, rsqrtf(fmaxf(sums.y / count - shift * shift, 0.0f) + eps));
 }

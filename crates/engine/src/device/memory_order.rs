@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 /// What channels come in where they lie last (cuDNN's documentation, "Tensor Core operations": NHWC).
-const CHANNELS_TOGETHER: usize = 8;
+pub(crate) const CHANNELS_TOGETHER: usize = 8;
 
 /// Whether a convolution by this weight, (out, in, kernel, kernel), is best done with the channels last: on a GPU, in 16 bits, of as many channels as that
 /// takes. A kernel of 1 lies the same either way.

@@ -3,10 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::Conv;
-use crate::device::{is_best_channels_last, to_channels_last, with_channels_first, with_channels_last};
-
-/// What tensor cores take channels in.
-const TOGETHER: usize = 8;
+use crate::device::{CHANNELS_TOGETHER, is_best_channels_last, to_channels_last, with_channels_first, with_channels_last};
 
 /// A convolution that never changes. On a GPU, in 16 bits, its channels are filled up with zeros to as many as tensor cores take: what is convolved otherwise
 /// has to be brought into another order, and what comes out back again.
@@ -23,7 +20,7 @@ impl PaddedConv {
         let Some(bias) = conv.0.bias().filter(|_| is_of_use && !is_best_channels_last(weight)) else {
             return Ok(Self { conv, out_channels });
         };
-        let more = |channels: usize| channels.next_multiple_of(TOGETHER) - channels;
+        let more = |channels: usize| channels.next_multiple_of(CHANNELS_TOGETHER) - channels;
         let padded = weight.pad_with_zeros(0, 0, more(out_channels))?.pad_with_zeros(1, 0, more(in_channels))?;
         let bias = bias.pad_with_zeros(0, 0, more(out_channels))?;
         let conv = Conv::of(to_channels_last(&padded)?, bias, conv.0.config().stride)?;
